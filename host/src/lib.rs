@@ -1,1 +1,27 @@
-//! Turnhouse.
+//! Turnhouse runs each turn of a conversation in a fresh WebAssembly instance.
+
+pub mod clock;
+
+pub mod ids;
+
+pub mod limits;
+
+pub mod content;
+
+pub mod caller;
+
+pub mod agent;
+
+pub mod admission;
+
+pub mod turn;
+
+pub mod lease;
+
+pub mod event;
+
+pub mod store;
+
+pub mod gate;
+
+pub mod sandbox;

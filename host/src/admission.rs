@@ -1,0 +1,159 @@
+//! Whether a message may come in. Pure: facts → [`Decision`] or a named [`Refusal`].
+//!
+//! The store gathers the facts inside the accepting transaction and asks here, so that what was true when it was decided is true when it is
+//! written. Nothing is stored for a refusal. The order of the checks is part of the contract: ownership first, then idempotency, then busy,
+//! then room.
+
+use crate::ids::TurnId;
+
+/// What to do when the conversation has a live turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnBusy {
+    /// Wait behind it.
+    #[default]
+    Enqueue,
+    /// Be refused.
+    Reject,
+    /// Cancel every live turn of the conversation.
+    Interrupt,
+}
+
+/// What the store knows about a submission's place, read in the transaction that would accept it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Facts {
+    /// The conversation exists and is not the caller's to see.
+    pub foreign: bool,
+    /// The turn that already has the submission's idempotency key, and whether its body was the same.
+    pub keyed: Option<(TurnId, bool)>,
+    /// Live turns of the conversation, and the one whose turn it is.
+    pub lane_live: usize,
+    /// The ready or running turn of the conversation, else the first that waits.
+    pub lane_active: Option<TurnId>,
+    /// Live turns of the org.
+    pub org_live: usize,
+    /// Live turns of the host.
+    pub host_live: usize,
+}
+
+/// How many live turns there may be.
+#[derive(Debug, Clone, Copy)]
+pub struct QueueBounds {
+    /// Of a conversation, its running one not counted.
+    pub conversation_queue_max: usize,
+    /// Of an org.
+    pub org_queue_max: usize,
+    /// Of the host.
+    pub host_queue_max: usize,
+}
+
+/// What becomes of an admissible submission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// A new turn.
+    Accept {
+        /// Cancel the conversation's live turns first.
+        interrupt: bool,
+    },
+    /// The turn that this key already began.
+    Attach(TurnId),
+}
+
+/// Why a submission does not come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The conversation is another member's: to the caller it does not exist.
+    #[error("not found")]
+    NotFound,
+    /// The key came with another body.
+    #[error("idempotency key used with another body")]
+    IdempotencyMismatch,
+    /// `on_busy: reject`, and a turn is live.
+    #[error("conversation busy")]
+    ConversationBusy {
+        /// That turn.
+        active: TurnId,
+    },
+    /// Too many turns wait in the conversation.
+    #[error("conversation queue full")]
+    ConversationQueueFull,
+    /// Too many live turns of the org.
+    #[error("org queue full")]
+    OrgQueueFull,
+    /// Too many live turns of the host.
+    #[error("host queue full")]
+    HostQueueFull,
+}
+
+/// Decides.
+pub fn decide(facts: &Facts, on_busy: OnBusy, bounds: &QueueBounds) -> Result<Decision, Refusal> {
+    if facts.foreign {
+        return Err(Refusal::NotFound);
+    }
+    match facts.keyed {
+        Some((turn, true)) => return Ok(Decision::Attach(turn)),
+        Some((_, false)) => return Err(Refusal::IdempotencyMismatch),
+        None => {}
+    }
+    let interrupt = match (on_busy, facts.lane_active) {
+        (OnBusy::Reject, Some(active)) => return Err(Refusal::ConversationBusy { active }),
+        (OnBusy::Interrupt, Some(_)) => true,
+        _ => false,
+    };
+    // An interrupt makes room for itself in its conversation; in the org and the host its predecessors are gone by then, too.
+    let freed = if interrupt { facts.lane_live } else { 0 };
+    if facts.lane_live - freed > bounds.conversation_queue_max {
+        return Err(Refusal::ConversationQueueFull);
+    }
+    if facts.org_live.saturating_sub(freed) >= bounds.org_queue_max {
+        return Err(Refusal::OrgQueueFull);
+    }
+    if facts.host_live.saturating_sub(freed) >= bounds.host_queue_max {
+        return Err(Refusal::HostQueueFull);
+    }
+    Ok(Decision::Accept { interrupt })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: QueueBounds = QueueBounds { conversation_queue_max: 2, org_queue_max: 10, host_queue_max: 20 };
+
+    #[test]
+    fn ownership_then_idempotency_then_busy_then_room() {
+        let turn = TurnId::new();
+        let all = Facts {
+            foreign: true,
+            keyed: Some((turn, false)),
+            lane_live: 9,
+            lane_active: Some(turn),
+            org_live: 99,
+            host_live: 99,
+        };
+        assert_eq!(decide(&all, OnBusy::Reject, &BOUNDS), Err(Refusal::NotFound));
+        let own = Facts { foreign: false, ..all };
+        assert_eq!(decide(&own, OnBusy::Reject, &BOUNDS), Err(Refusal::IdempotencyMismatch));
+        let same = Facts { keyed: Some((turn, true)), ..own };
+        assert_eq!(decide(&same, OnBusy::Interrupt, &BOUNDS), Ok(Decision::Attach(turn)));
+        let new = Facts { keyed: None, ..own };
+        assert_eq!(decide(&new, OnBusy::Reject, &BOUNDS), Err(Refusal::ConversationBusy { active: turn }));
+        assert_eq!(decide(&new, OnBusy::Enqueue, &BOUNDS), Err(Refusal::ConversationQueueFull));
+        assert_eq!(decide(&new, OnBusy::Interrupt, &BOUNDS), Err(Refusal::OrgQueueFull));
+        let alone = Facts { lane_live: 0, lane_active: None, ..new };
+        assert_eq!(decide(&alone, OnBusy::Reject, &BOUNDS), Err(Refusal::OrgQueueFull));
+        assert_eq!(decide(&Facts { org_live: 9, ..alone }, OnBusy::Reject, &BOUNDS), Err(Refusal::HostQueueFull));
+        let room = Facts { org_live: 9, host_live: 19, ..alone };
+        assert_eq!(decide(&room, OnBusy::Reject, &BOUNDS), Ok(Decision::Accept { interrupt: false }));
+    }
+
+    #[test]
+    fn a_conversation_holds_its_running_turn_and_its_queue() {
+        let active = Some(TurnId::new());
+        let full = Facts { lane_live: 3, lane_active: active, ..Facts::default() };
+        assert_eq!(decide(&full, OnBusy::Enqueue, &BOUNDS), Err(Refusal::ConversationQueueFull));
+        assert_eq!(decide(&full, OnBusy::Interrupt, &BOUNDS), Ok(Decision::Accept { interrupt: true }));
+        let room = Facts { lane_live: 2, ..full };
+        assert_eq!(decide(&room, OnBusy::Enqueue, &BOUNDS), Ok(Decision::Accept { interrupt: false }));
+    }
+}

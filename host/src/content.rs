@@ -1,0 +1,185 @@
+//! What a message or a reply is: a text, or parts. Parsed once, checked against its limits, kept as it came.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// A message or a reply: `{"text": …}` or `{"parts": […]}`, not both.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(untagged)]
+pub enum Content {
+    /// A text.
+    Text(TextContent),
+    /// Several parts, in order.
+    Parts(PartsContent),
+}
+
+/// `{"text": …}`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TextContent {
+    /// UTF-8.
+    pub text: String,
+}
+
+/// `{"parts": […]}`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PartsContent {
+    /// In order; at least one.
+    pub parts: Vec<Part>,
+}
+
+/// One part.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Part {
+    /// A text.
+    Text {
+        /// UTF-8.
+        text: String,
+    },
+    /// Any JSON.
+    Json {
+        /// The value.
+        data: Value,
+    },
+    /// Bytes with their media type.
+    Blob {
+        /// As in RFC 6838: `image/png`.
+        media_type: String,
+        /// Standard alphabet, padded.
+        base64: String,
+    },
+}
+
+/// The bounds of a content.
+#[derive(Debug, Clone, Copy)]
+pub struct ContentLimits {
+    /// All texts and JSON together.
+    pub text_bytes_max: usize,
+    /// How many parts.
+    pub parts_max: usize,
+    /// Each blob, decoded.
+    pub blob_bytes_max: usize,
+}
+
+/// Why a content is not one. The text says which bound and its value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidContent(pub String);
+
+impl Content {
+    /// A plain text.
+    pub fn text(text: impl Into<String>) -> Content {
+        Content::Text(TextContent { text: text.into() })
+    }
+
+    /// The texts joined; what a worker without an SDK reads on stdin.
+    pub fn joined_text(&self) -> std::borrow::Cow<'_, str> {
+        match self {
+            Content::Text(content) => content.text.as_str().into(),
+            Content::Parts(content) => content
+                .parts
+                .iter()
+                .filter_map(|part| if let Part::Text { text } = part { Some(text.as_str()) } else { None })
+                .collect::<String>()
+                .into(),
+        }
+    }
+
+    /// Whether it has nothing in it.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Content::Text(content) => content.text.is_empty(),
+            Content::Parts(content) => {
+                content.parts.iter().all(|part| matches!(part, Part::Text { text } if text.is_empty()))
+            }
+        }
+    }
+
+    /// Holds it against its limits.
+    pub fn check(&self, limits: &ContentLimits) -> Result<(), InvalidContent> {
+        let text_bytes = match self {
+            Content::Text(content) => content.text.len(),
+            Content::Parts(content) => check_parts(&content.parts, limits)?,
+        };
+        if text_bytes > limits.text_bytes_max {
+            return Err(InvalidContent(format!(
+                "the text has {text_bytes} bytes, the limit is {}",
+                limits.text_bytes_max
+            )));
+        }
+        if self.is_empty() {
+            return Err(InvalidContent("it is empty; send at least one byte of text, or a part".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+/// The bytes of text and JSON in the parts.
+fn check_parts(parts: &[Part], limits: &ContentLimits) -> Result<usize, InvalidContent> {
+    if parts.len() > limits.parts_max {
+        return Err(InvalidContent(format!("it has {} parts, the limit is {}", parts.len(), limits.parts_max)));
+    }
+    let mut text_bytes = 0;
+    for (index, part) in parts.iter().enumerate() {
+        match part {
+            Part::Text { text } => text_bytes += text.len(),
+            Part::Json { data } => text_bytes += data.to_string().len(),
+            Part::Blob { media_type, base64 } => {
+                let plausible = media_type.len() <= 127
+                    && media_type.split_once('/').is_some_and(|(kind, name)| !kind.is_empty() && !name.is_empty())
+                    && media_type.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
+                if !plausible {
+                    return Err(InvalidContent(format!("part {index}: media_type is not a media type")));
+                }
+                if base64.len() / 4 * 3 > limits.blob_bytes_max + 2 {
+                    let max = limits.blob_bytes_max;
+                    return Err(InvalidContent(format!("part {index}: the blob is over the limit of {max} bytes")));
+                }
+                STANDARD
+                    .decode(base64)
+                    .map_err(|_| InvalidContent(format!("part {index}: not standard padded base64")))?;
+            }
+        }
+    }
+    Ok(text_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: ContentLimits = ContentLimits { text_bytes_max: 10, parts_max: 2, blob_bytes_max: 3 };
+
+    fn parse(json: &str) -> Result<Content, String> {
+        let content: Content = serde_json::from_str(json).map_err(|e| e.to_string())?;
+        content.check(&LIMITS).map_err(|e| e.to_string())?;
+        Ok(content)
+    }
+
+    #[test]
+    fn a_content_is_a_text_or_parts_and_never_both() {
+        assert_eq!(parse(r#"{"text":"hi"}"#).unwrap().joined_text(), "hi");
+        let parts =
+            r#"{"parts":[{"type":"text","text":"a"},{"type":"blob","media_type":"image/png","base64":"AAAA"}]}"#;
+        assert_eq!(parse(parts).unwrap().joined_text(), "a");
+        for bad in [
+            r#"{"text":""}"#,
+            r#"{"text":"12345678901"}"#,
+            r#"{"parts":[]}"#,
+            r#"{"text":"a","parts":[]}"#,
+            r#"{"parts":[{"type":"text","text":"a"},{"type":"text","text":"a"},{"type":"text","text":"a"}]}"#,
+            r#"{"parts":[{"type":"blob","media_type":"image/png","base64":"AAAAAAAA"}]}"#,
+            r#"{"parts":[{"type":"blob","media_type":"image/png","base64":"A"}]}"#,
+            r#"{"parts":[{"type":"blob","media_type":"png","base64":"AAAA"}]}"#,
+            r#"{"parts":[{"type":"exe"}]}"#,
+            "{}",
+            "3",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

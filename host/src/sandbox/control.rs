@@ -1,0 +1,193 @@
+//! What the guest's side and the supervisor share about one running turn: whether it must stop, how its clocks stand.
+//!
+//! The supervisor ends turns from outside the guest's threads; the sandbox reads [`Control::stopped`] at every epoch yield and host call, and wakes
+//! from a wait when it is set. All times are monotonic, in microseconds since the turn's start.
+
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+/// Why a guest must stop. The first one stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stop {
+    /// Its turn has ended elsewhere (cancel, deadline, takeover) or is given back: nobody waits for its outcome.
+    Ended = 1,
+    /// Wall time is over.
+    TurnTimeout = 2,
+    /// No progress for too long.
+    IdleTimeout = 3,
+    /// CPU time is used up.
+    CpuTimeout = 4,
+}
+
+/// Shared by a guest, its runner and the supervisor.
+#[derive(Debug)]
+pub struct Control {
+    started: Instant,
+    turn_timeout: Duration,
+    idle_timeout: Duration,
+    cpu_timeout: Duration,
+    stop: AtomicU8,
+    stopped: Notify,
+    /// Of the last progress.
+    progress_us: AtomicU64,
+    /// Operations in flight: the idle clock stands still.
+    operations: AtomicU32,
+    /// CPU time of finished polls of the guest.
+    cpu_us: AtomicU64,
+}
+
+impl Control {
+    /// Clocks start now.
+    pub fn new(turn_timeout: Duration, idle_timeout: Duration, cpu_timeout: Duration) -> Control {
+        Control {
+            started: Instant::now(),
+            turn_timeout,
+            idle_timeout,
+            cpu_timeout,
+            stop: AtomicU8::new(0),
+            stopped: Notify::new(),
+            progress_us: AtomicU64::new(0),
+            operations: AtomicU32::new(0),
+            cpu_us: AtomicU64::new(0),
+        }
+    }
+
+    /// When the turn started.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// When wall time is over. Nothing extends it.
+    pub fn deadline(&self) -> Instant {
+        self.started + self.turn_timeout
+    }
+
+    /// Makes the guest stop. Whether this call was the first.
+    pub fn stop(&self, why: Stop) -> bool {
+        let first = self.stop.compare_exchange(0, why as u8, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        self.stopped.notify_waiters();
+        first
+    }
+
+    /// Why it must stop, if it must.
+    pub fn stopped(&self) -> Option<Stop> {
+        match self.stop.load(Ordering::Acquire) {
+            0 => None,
+            1 => Some(Stop::Ended),
+            2 => Some(Stop::TurnTimeout),
+            3 => Some(Stop::IdleTimeout),
+            _ => Some(Stop::CpuTimeout),
+        }
+    }
+
+    /// Resolves once it must stop.
+    pub async fn until_stopped(&self) -> Stop {
+        loop {
+            let notified = self.stopped.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            if let Some(why) = self.stopped() {
+                return why;
+            }
+            notified.await;
+        }
+    }
+
+    /// The guest has got somewhere.
+    pub fn progress(&self) {
+        self.progress_us.store(micros(self.started.elapsed()), Ordering::Relaxed);
+    }
+
+    /// An operation begins; the idle clock stands still until its guard is dropped, and starts anew then.
+    pub fn operation(self: &std::sync::Arc<Self>) -> OperationGuard {
+        self.operations.fetch_add(1, Ordering::AcqRel);
+        OperationGuard(self.clone())
+    }
+
+    /// Adds CPU time of the guest.
+    pub fn add_cpu(&self, time: Duration) {
+        self.cpu_us.fetch_add(micros(time), Ordering::Relaxed);
+    }
+
+    /// CPU time of the guest's finished polls.
+    pub fn cpu(&self) -> Duration {
+        Duration::from_micros(self.cpu_us.load(Ordering::Relaxed))
+    }
+
+    /// What the CPU clock allows in all.
+    pub fn cpu_timeout(&self) -> Duration {
+        self.cpu_timeout
+    }
+
+    /// The clock that has run out at `now`, if one has; else the earliest moment at which one may.
+    pub fn check(&self, now: Instant) -> Result<Instant, Stop> {
+        if now >= self.deadline() {
+            return Err(Stop::TurnTimeout);
+        }
+        let idle_since = if self.operations.load(Ordering::Acquire) > 0 {
+            now
+        } else {
+            self.started + Duration::from_micros(self.progress_us.load(Ordering::Relaxed))
+        };
+        let idle_at = idle_since + self.idle_timeout;
+        if now >= idle_at { Err(Stop::IdleTimeout) } else { Ok(idle_at.min(self.deadline())) }
+    }
+}
+
+/// An operation in flight.
+#[derive(Debug)]
+pub struct OperationGuard(std::sync::Arc<Control>);
+
+impl Drop for OperationGuard {
+    fn drop(&mut self) {
+        // A failing provider is no progress in itself, but its time was not the guest's: the clock goes on from where an
+        // operation that took no time would have left it. Only a successful frame calls `progress`.
+        self.0.operations.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn control() -> Arc<Control> {
+        Arc::new(Control::new(Duration::from_secs(60), Duration::from_secs(30), Duration::from_secs(10)))
+    }
+
+    #[test]
+    fn the_first_stop_stays() {
+        let control = control();
+        assert_eq!(control.stopped(), None);
+        assert!(control.stop(Stop::IdleTimeout));
+        assert!(!control.stop(Stop::Ended));
+        assert_eq!(control.stopped(), Some(Stop::IdleTimeout));
+    }
+
+    #[test]
+    fn t6_nothing_extends_the_absolute_deadline() {
+        let control = control();
+        control.progress();
+        let _operation = control.operation();
+        assert_eq!(control.check(control.deadline()), Err(Stop::TurnTimeout));
+    }
+
+    #[test]
+    fn t6_the_idle_clock_stands_still_during_an_operation() {
+        let control = control();
+        let late = control.started() + Duration::from_secs(31);
+        assert_eq!(control.check(late), Err(Stop::IdleTimeout));
+        let operation = control.operation();
+        assert!(control.check(late).is_ok());
+        drop(operation);
+        assert_eq!(control.check(late), Err(Stop::IdleTimeout));
+    }
+}
