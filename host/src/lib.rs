@@ -1,5 +1,7 @@
 //! Turnhouse runs each turn of a conversation in a fresh WebAssembly instance.
 
+pub mod config;
+
 pub mod clock;
 
 pub mod ids;
@@ -11,6 +13,10 @@ pub mod content;
 pub mod caller;
 
 pub mod agent;
+
+pub mod host;
+
+pub mod submit;
 
 pub mod admission;
 
@@ -25,3 +31,7 @@ pub mod store;
 pub mod gate;
 
 pub mod sandbox;
+
+pub mod reader;
+
+pub mod registry;

@@ -9,3 +9,8 @@ pub mod job;
 
 pub use control::{Control, Stop};
 pub use job::{Finished, GuestLimits, Input, InputJson, Job, Output, Refused, Reply, Said};
+
+/// Placeholder until the sandbox lands.
+#[derive(Debug, thiserror::Error)]
+#[error("refused")]
+pub struct ModuleRefusal;

@@ -1,0 +1,98 @@
+//! Configuration: a TOML file and the environment → a checked [`Config`]. Nothing else reads either.
+//!
+//! In order, later wins: defaults, the file (`--config`, or `turnhouse.toml` in the data directory), `TURNHOUSE_*` variables (`__` goes a level
+//! down: `TURNHOUSE_LIMITS__HOST_RUNNING_MAX=200`), the command line.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+
+use crate::limits::Limits;
+
+/// A host's configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where the gateway listens.
+    pub listen: SocketAddr,
+    /// Where `/metrics` listens; loopback by default, because it counts tenants. Port 0 takes a free one.
+    pub metrics_listen: SocketAddr,
+    /// Where the database, the module cache and the keys of this host live.
+    pub data_dir: PathBuf,
+    /// `postgres://…`; the embedded SQLite when it is absent.
+    pub database_url: Option<String>,
+    /// Under which clients reach this host; for links in messages.
+    pub public_url: Option<String>,
+    /// Linear memory that a pool slot keeps between turns, bytes. More is faster and costs `host_running_max` times as much.
+    pub keep_resident_bytes: usize,
+    /// Threads for guests; 0 takes the number of cores.
+    pub guest_threads: usize,
+    /// Whether a request whose `Host` header names no loopback host is refused. `turnhouse dev` sets it.
+    pub loopback_only: bool,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            listen: ([127, 0, 0, 1], 8787).into(),
+            metrics_listen: ([127, 0, 0, 1], 9787).into(),
+            data_dir: PathBuf::from("turnhouse-data"),
+            database_url: None,
+            public_url: None,
+            keep_resident_bytes: 256 * 1024,
+            guest_threads: 0,
+            loopback_only: false,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Variables that belong to the command line's clients and the tests, not to a host's configuration.
+const NOT_OURS: &[&str] = &["TURNHOUSE_URL", "TURNHOUSE_API_KEY", "TURNHOUSE_LOG", "TURNHOUSE_CONFIG"];
+
+impl Config {
+    /// Reads and checks. The error names the setting and where it came from.
+    pub fn load(file: Option<&Path>, overrides: Vec<(&str, figment::value::Value)>) -> anyhow::Result<Config> {
+        let mut figment = Figment::from(Serialized::defaults(Config::default()));
+        if let Some(file) = file {
+            anyhow::ensure!(file.is_file(), "the configuration file {} does not exist", file.display());
+            figment = figment.merge(Toml::file_exact(file));
+        }
+        let not_ours: Vec<&str> = NOT_OURS.iter().filter_map(|name| name.strip_prefix("TURNHOUSE_")).collect();
+        figment = figment.merge(
+            Env::prefixed("TURNHOUSE_")
+                .filter(move |key| !key.starts_with("test_") && !not_ours.iter().any(|n| key == *n))
+                .split("__"),
+        );
+        for (key, value) in overrides {
+            figment = figment.merge((key, value));
+        }
+        let config: Config = figment.extract()?;
+        config.limits.check().map_err(anyhow::Error::msg)?;
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_sets_limits_and_an_unknown_setting_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("turnhouse.toml");
+        std::fs::write(&file, "listen = \"127.0.0.1:9\"\n[limits]\nhost_running_max = 7\n").unwrap();
+        let config = Config::load(Some(&file), vec![("data_dir", "elsewhere".into())]).unwrap();
+        assert_eq!(config.listen.port(), 9);
+        assert_eq!(config.limits.host_running_max, 7);
+        assert_eq!(config.data_dir, PathBuf::from("elsewhere"));
+        std::fs::write(&file, "[limits]\nhost_runing_max = 7\n").unwrap();
+        let error = Config::load(Some(&file), vec![]).unwrap_err().to_string();
+        assert!(error.contains("host_runing_max"), "{error}");
+    }
+}
