@@ -1,0 +1,7 @@
+//! Loops for ever without calling anything.
+
+fn main() {
+    loop {
+        std::hint::spin_loop();
+    }
+}
