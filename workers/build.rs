@@ -48,7 +48,8 @@ fn build() -> Result<(), String> {
         // Two directories: in one, each group would rebuild what they share with its own settings and evict the other's.
         let target_dir = out_dir.join(group.name);
         run_cargo(&root, &target_dir, group)?;
-        writeln!(table, "pub(crate) const {}: &[Guest] = &[", group.name.to_uppercase()).map_err(|error| error.to_string())?;
+        writeln!(table, "pub(crate) const {}: &[Guest] = &[", group.name.to_uppercase())
+            .map_err(|error| error.to_string())?;
         for (name, path) in built(&root, &target_dir, group)? {
             writeln!(table, "    Guest {{ name: {name:?}, path: {path:?} }},").map_err(|error| error.to_string())?;
         }
@@ -85,9 +86,8 @@ fn require_target() -> Result<(), String> {
         .output()
         .map_err(|error| format!("cannot run rustc: {error}"))?;
     let libdir = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    let has_std = fs::read_dir(&libdir).is_ok_and(|files| {
-        files.flatten().any(|file| file.file_name().to_string_lossy().starts_with("libstd-"))
-    });
+    let has_std = fs::read_dir(&libdir)
+        .is_ok_and(|files| files.flatten().any(|file| file.file_name().to_string_lossy().starts_with("libstd-")));
     if has_std { Ok(()) } else { Err(format!("the target {TARGET} is not installed; run: rustup target add {TARGET}")) }
 }
 
@@ -116,7 +116,10 @@ fn run_cargo(root: &Path, target_dir: &Path, group: &Group) -> Result<(), String
     if status.success() {
         Ok(())
     } else {
-        Err(format!("building the guests ({}) for {TARGET} failed, {status}; its messages are above", group.packages.join(", ")))
+        Err(format!(
+            "building the guests ({}) for {TARGET} failed, {status}; its messages are above",
+            group.packages.join(", ")
+        ))
     }
 }
 

@@ -80,17 +80,15 @@ pub struct Message {
 }
 
 impl Message {
-    /// The text parts joined by line ends; empty if there are none.
+    /// The text parts joined, with nothing between them; empty if there are none. What [`Turn::text`](crate::Turn::text) is for the message.
     pub fn text(&self) -> String {
-        let texts: Vec<&str> = self
-            .parts
+        self.parts
             .iter()
             .filter_map(|part| match part {
                 Part::Text { text } => Some(text.as_str()),
                 _ => None,
             })
-            .collect();
-        texts.join("\n")
+            .collect()
     }
 }
 
@@ -218,7 +216,8 @@ mod tests {
 
     #[test]
     fn a_part_of_an_unknown_kind_is_kept_as_unknown() {
-        let message: Message = serde_json::from_str(r#"{"parts":[{"type":"hologram","x":1},{"type":"text","text":"hi"}]}"#).unwrap();
+        let message: Message =
+            serde_json::from_str(r#"{"parts":[{"type":"hologram","x":1},{"type":"text","text":"hi"}]}"#).unwrap();
         assert_eq!(message.parts, [Part::Unknown, Part::text("hi")]);
         assert_eq!(message.text(), "hi");
     }

@@ -138,7 +138,10 @@ impl Drop for Operation {
 ///     });
 /// assert_eq!(report.text(), "number 1 was first");
 /// ```
-pub fn wait_any<'a>(operations: impl IntoIterator<Item = &'a Operation>, timeout: Option<Duration>) -> Result<usize, Error> {
+pub fn wait_any<'a>(
+    operations: impl IntoIterator<Item = &'a Operation>,
+    timeout: Option<Duration>,
+) -> Result<usize, Error> {
     let mut handles = [0; WAIT_OPERATIONS_MAX];
     let mut count = 0;
     for operation in operations {

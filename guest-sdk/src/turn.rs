@@ -78,7 +78,7 @@ impl Turn {
         Ok(Turn { text, input: OnceCell::new(), _this_thread: PhantomData })
     }
 
-    /// The message's text. Where the message has several parts, its text parts as the host joins them; see [`input`](Turn::input) for the rest.
+    /// The message's text. Where the message has several parts, its text parts joined; see [`input`](Turn::input) for the rest.
     pub fn text(&self) -> &str {
         &self.text
     }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use serde_json::Value;
 
 use super::{Report, TestTurn};
-use crate::{Level, Message, OperationError};
+use crate::{Level, Message, OperationError, Part};
 
 const TOO_BIG: i32 = -1;
 pub(super) const ACCES: i32 = -2;
@@ -199,8 +199,14 @@ fn is_event_name(kind: &str) -> bool {
 }
 
 pub(crate) fn reply(json: &[u8]) -> i32 {
+    let malformed = |part: &Part| match part {
+        Part::Blob { .. } => part.bytes().is_none(),
+        Part::Unknown => true,
+        _ => false,
+    };
     with_host(|host| match serde_json::from_slice::<Message>(json) {
         Err(_) => INVAL,
+        Ok(reply) if reply.parts.iter().any(malformed) => INVAL,
         Ok(_) if json.len() > REPLY_BYTES_MAX => TOO_BIG,
         Ok(reply) => {
             host.report.replied = Some(reply);

@@ -24,6 +24,9 @@ fn a_reply_replaces_what_was_said_and_the_last_one_wins() {
     let report = turn("hi").run(|turn: Turn| {
         turn.say("draft")?;
         turn.reply("first")?;
+        let malformed = Part::Blob { media_type: "image/png".into(), base64: "not base64".into() };
+        assert!(matches!(turn.reply_parts([malformed]), Err(Error::Invalid)));
+        assert!(matches!(turn.reply_parts([Part::Unknown]), Err(Error::Json(_))));
         turn.reply_parts([Part::text("second"), Part::json(&[1, 2])?, Part::blob("image/png", &[0, 255])])?;
         Ok(())
     });
@@ -139,14 +142,15 @@ fn echo(turn: &Turn) -> Result<Operation, Error> {
 
 #[test]
 fn frames_longer_than_usual_arrive_whole() {
-    let report = turn("hi").on_call("host.echo", |_| Answer::head(&json!({})).frame([7; 10_000]).frame("")).run(|turn: Turn| {
-        let mut operation = echo(&turn)?;
-        assert_eq!(operation.recv_json::<Value>()?, Some(json!({})));
-        assert_eq!(operation.recv()?, Some(vec![7; 10_000]));
-        assert_eq!(operation.recv()?, None);
-        assert_eq!(operation.recv()?, None);
-        Ok(turn.say("fine")?)
-    });
+    let report =
+        turn("hi").on_call("host.echo", |_| Answer::head(&json!({})).frame([7; 10_000]).frame("")).run(|turn: Turn| {
+            let mut operation = echo(&turn)?;
+            assert_eq!(operation.recv_json::<Value>()?, Some(json!({})));
+            assert_eq!(operation.recv()?, Some(vec![7; 10_000]));
+            assert_eq!(operation.recv()?, None);
+            assert_eq!(operation.recv()?, None);
+            Ok(turn.say("fine")?)
+        });
     report.text();
     assert_eq!(report.calls, [("host.echo".to_owned(), json!({ "frames": ["a"] }))]);
 }
@@ -155,15 +159,17 @@ fn frames_longer_than_usual_arrive_whole() {
 fn an_operation_that_fails_says_why_after_its_frames() {
     let failure = OperationError::new("provider_unavailable", "try later").retry_after_ms(250);
     let scripted = failure.clone();
-    let report = turn("hi").on_call("host.echo", move |_| Answer::head(&1).then_failed(scripted.clone())).run(move |turn: Turn| {
-        let mut operation = echo(&turn)?;
-        assert_eq!(operation.recv_json()?, Some(1));
-        for _ in 0..2 {
-            assert!(matches!(operation.recv(), Err(Error::Operation(told)) if told == failure));
-        }
-        operation.recv()?;
-        Ok(())
-    });
+    let report = turn("hi").on_call("host.echo", move |_| Answer::head(&1).then_failed(scripted.clone())).run(
+        move |turn: Turn| {
+            let mut operation = echo(&turn)?;
+            assert_eq!(operation.recv_json()?, Some(1));
+            for _ in 0..2 {
+                assert!(matches!(operation.recv(), Err(Error::Operation(told)) if told == failure));
+            }
+            operation.recv()?;
+            Ok(())
+        },
+    );
     assert_eq!(report.error.as_deref(), Some("the operation failed: try later (provider_unavailable)"));
 }
 

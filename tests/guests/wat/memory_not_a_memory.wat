@@ -1,0 +1,6 @@
+;; Exports a `memory` that is a function.
+(module
+  (memory 1)
+  (func (export "memory"))
+  (func (export "_start"))
+)
