@@ -84,3 +84,8 @@ pub use turn::{Level, Saved, Turn, WorkerResult, run};
 pub fn abi_revision() -> u32 {
     sys::abi_revision().unsigned_abs()
 }
+
+/// The README's Rust is compiled with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
