@@ -5,6 +5,7 @@
 //! starts without it and is told everything that matters here.
 
 use std::env;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,8 +14,8 @@ use std::process::Command;
 const TARGET: &str = "wasm32-wasip1";
 
 /// The same as in `.cargo/config.toml`, where it serves who builds a guest by hand. Said again, because flags from the environment or from a
-/// user's own configuration would otherwise take its place. The separator is cargo's.
-const RUSTFLAGS: &str = "-C\u{1f}link-arg=-zstack-size=131072";
+/// user's own configuration would otherwise take its place.
+const STACK: [&str; 2] = ["-C", "link-arg=-zstack-size=131072"];
 
 /// The bundled workers are linked for speed and size; the tests' many small guests for a short build.
 const GROUPS: [Group; 2] = [
@@ -45,8 +46,8 @@ fn build() -> Result<(), String> {
     let out_dir = path_from_env("OUT_DIR")?;
     let mut table = String::new();
     for group in &GROUPS {
-        // Two directories: in one, each group would rebuild what they share with its own settings and evict the other's.
-        let target_dir = out_dir.join(group.name);
+        // A directory each: their programs lie side by side, and a name of one group could be one of the other's.
+        let target_dir = guests_dir(&out_dir).join(group.name);
         run_cargo(&root, &target_dir, group)?;
         writeln!(table, "pub(crate) const {}: &[Guest] = &[", group.name.to_uppercase())
             .map_err(|error| error.to_string())?;
@@ -56,6 +57,13 @@ fn build() -> Result<(), String> {
         table.push_str("];\n");
     }
     fs::write(out_dir.join("guests.rs"), table).map_err(|error| format!("cannot write guests.rs: {error}"))
+}
+
+/// `target/guests`, beside `target/debug`. The guests do not depend on how this crate is built, and debug, release and clippy each have an
+/// `OUT_DIR` of their own: there they would be built three times. Where cargo's layout is another than `…/debug/build/PACKAGE/out`, that will do.
+fn guests_dir(out_dir: &Path) -> PathBuf {
+    let build = out_dir.ancestors().nth(2).filter(|build| build.ends_with("build"));
+    build.and_then(|build| build.ancestors().nth(2)).unwrap_or(out_dir).join("guests")
 }
 
 /// Everything that the inner cargo reads. Directories, so that a new file counts too.
@@ -104,7 +112,7 @@ fn run_cargo(root: &Path, target_dir: &Path, group: &Group) -> Result<(), String
         cargo.args(["--package", package]);
     }
     cargo
-        .env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS)
+        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(root))
         .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", group.opt_level)
         .env("CARGO_PROFILE_RELEASE_LTO", group.lto)
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", group.codegen_units)
@@ -121,6 +129,20 @@ fn run_cargo(root: &Path, target_dir: &Path, group: &Group) -> Result<(), String
             group.packages.join(", ")
         ))
     }
+}
+
+/// As cargo wants them encoded. The paths in panic messages must not tell where this machine keeps its sources, nor change a module's digest.
+fn rustflags(root: &Path) -> OsString {
+    let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")));
+    let mut flags = OsString::from(STACK.join("\u{1f}"));
+    for (from, to) in [(Some(root.to_owned()), "/turnhouse"), (cargo_home, "/cargo")] {
+        if let Some(from) = from {
+            flags.push("\u{1f}--remap-path-prefix=");
+            flags.push(from);
+            flags.push(format!("={to}"));
+        }
+    }
+    flags
 }
 
 /// Where to find and fetch crates, how loudly to talk, and the job server stay; how to compile goes.

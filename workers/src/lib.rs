@@ -3,6 +3,8 @@
 //! It holds no code of a worker (those are the crates `echo`, `notes` and `story` beside it, and `tests/guests`) and knows nothing of the host. It is for
 //! tests, benches and `cargo xtask`: its paths are those of the machine that built it.
 
+pub mod made;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use turnhouse_workers::{ECHO, NOTES, STORY, all_guests, bundled, bytes, test_guests, wat, wat_names};
+use turnhouse_workers::{ECHO, NOTES, STORY, all_guests, bundled, bytes, made, test_guests, wat, wat_names};
 use wasmparser::{ConstExpr, Operator, Parser, Payload};
 
 const WASI: &str = "wasi_snapshot_preview1";
@@ -130,5 +130,20 @@ fn every_wat_file_is_well_formed_and_says_what_it_is() {
         assert!(text.starts_with(";; "), "{name}");
         let module = wat::parse_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(Parser::is_component(&module), name == "component", "{name}");
+    }
+}
+
+#[test]
+fn modules_made_to_measure_are_valid_and_as_large_as_asked() {
+    for (name, module, bytes_min) in [
+        ("no functions", made::with_functions(0), 0),
+        ("functions", made::with_functions(100_000), 300_000),
+        ("blocks", made::with_nested_blocks(900), 2_700),
+        ("data", made::with_data(3_000_000), 3_000_000),
+        ("no data", made::with_data(0), 0),
+        ("custom section", made::with_custom_section(1_000_000), 1_000_000),
+    ] {
+        wasmparser::validate(&module).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(module.len() >= bytes_min, "{name}: {} bytes", module.len());
     }
 }

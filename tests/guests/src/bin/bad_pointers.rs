@@ -31,6 +31,10 @@ fn main() {
     let _ = writeln!(lines, "snapshot_write zero_length {}", turnhouse::snapshot_write(-1, 0));
     let _ = writeln!(lines, "emit zero_length {}", turnhouse::emit(delta, delta_len, -1, 0));
     let _ = writeln!(lines, "log zero_length {}", turnhouse::log(2, -1, 0));
+    // Legal, if odd: everything that it has, and one stretch of memory for two arguments.
+    let _ = writeln!(lines, "snapshot_write all_memory {}", turnhouse::snapshot_write(0, end));
+    let (op, op_len) = span(b"host.echo");
+    let _ = writeln!(lines, "call overlapping {}", turnhouse::call(op, op_len, op, op_len));
     raw::say(&lines);
 }
 
