@@ -120,15 +120,15 @@ fn run_cargo(root: &Path, target_dir: &Path, group: &Group) -> Result<(), String
         .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
         .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
         .env("CARGO_PROFILE_RELEASE_INCREMENTAL", "false");
-    let status = cargo.status().map_err(|error| format!("cannot run cargo: {error}"))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(format!(
-            "building the guests ({}) for {TARGET} failed, {status}; its messages are above",
-            group.packages.join(", ")
-        ))
+    let output = cargo.output().map_err(|error| format!("cannot run cargo: {error}"))?;
+    let messages = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() {
+        // Seen with `cargo build -vv` only.
+        eprintln!("{messages}");
+        return Ok(());
     }
+    // Of a script that says what went wrong, the outer cargo shows nothing else: so the compiler's messages are part of it.
+    Err(format!("building {} for {TARGET} failed, {}\n{messages}", group.packages.join(", "), output.status))
 }
 
 /// As cargo wants them encoded. The paths in panic messages must not tell where this machine keeps its sources, nor change a module's digest.

@@ -1,6 +1,7 @@
 //! What is said, in and out, and what a turn is told about itself: the JSON shapes of `input_read` and `reply`.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -159,6 +160,15 @@ pub struct Input {
     pub message: Message,
     /// Earlier messages and replies of completed turns, oldest first; empty unless the agent's settings ask for it.
     pub history: Vec<Past>,
+}
+
+impl Input {
+    /// How long until the [deadline](Input::deadline_unix_ms): zero once it has passed, `None` where none is told. For a worker that would rather
+    /// say less than be stopped.
+    pub fn time_left(&self) -> Option<Duration> {
+        let deadline = UNIX_EPOCH + Duration::from_millis(self.deadline_unix_ms?);
+        Some(deadline.duration_since(SystemTime::now()).unwrap_or_default())
+    }
 }
 
 /// Where a snapshot comes from.

@@ -111,6 +111,20 @@ fn the_input_tells_ids_attempt_environment_and_history() {
 }
 
 #[test]
+fn the_time_left_is_until_the_deadline_and_never_negative() {
+    let left = |turn: TestTurn| {
+        let told = std::rc::Rc::new(std::cell::Cell::new(None));
+        let tell = told.clone();
+        let report = turn.run(move |turn: Turn| Ok(tell.set(turn.input()?.time_left())));
+        assert_eq!(report.error, None);
+        told.get().unwrap()
+    };
+    let far = left(turn("hi").time_left(Duration::from_secs(900)));
+    assert!(far <= Duration::from_secs(900) && far > Duration::from_secs(600), "{far:?}");
+    assert_eq!(left(turn("hi").time_left(Duration::ZERO)), Duration::ZERO);
+}
+
+#[test]
 fn events_of_ones_own_need_a_name_of_the_right_form() {
     let report = turn("hi").run(|turn: Turn| {
         turn.emit("x.progress-1", &json!({ "done": 3 }))?;

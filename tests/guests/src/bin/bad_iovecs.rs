@@ -16,12 +16,13 @@ fn main() {
     // Two vectors, (pointer, length): over the end of the memory, and as far out as can be.
     let wild = [over_the_end, 1024, 0xffff_ffff, 0xffff_ffff];
     let wild_at = address(wild.as_ptr());
+    let good = [address(b"e".as_ptr()), 1];
     let errno = match number(&message(), 0) {
         0 => wasi::fd_write(STDERR, wild_at, -1, count_at),
         1 => wasi::fd_write(STDERR, wild_at, 0x1000_0000, count_at),
         2 => wasi::fd_write(STDERR, wild_at, 2, count_at),
         3 => wasi::fd_write(STDERR, -8, 1, count_at),
-        4 => wasi::fd_write(STDERR, wild_at, 1, -2),
+        4 => wasi::fd_write(STDERR, address(good.as_ptr()), 1, -2),
         5 => wasi::fd_read(STDIN, wild_at, -1, count_at),
         6 => wasi::fd_read(STDIN, wild_at, 2, count_at),
         _ => wasi::fd_read(STDIN, -8, 1, count_at),
