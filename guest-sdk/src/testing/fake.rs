@@ -50,6 +50,7 @@ struct Host {
     text: String,
     report: Report,
     emitted: usize,
+    said_bytes: usize,
     open: BTreeMap<i32, OpenOperation>,
 }
 
@@ -87,6 +88,7 @@ pub(super) fn with_turn(mut turn: TestTurn, body: impl FnOnce() -> Option<String
         text: turn.input.message.text(),
         report: Report::default(),
         emitted: 0,
+        said_bytes: 0,
         open: BTreeMap::new(),
         turn,
     };
@@ -175,10 +177,11 @@ pub(crate) fn emit(kind: &str, payload: &[u8]) -> i32 {
         if host.emitted == EMIT_EVENTS_MAX {
             return NOBUFS;
         }
-        if let Event::Delta(text) = &event
-            && host.report.deltas.iter().map(String::len).sum::<usize>() + text.len() > REPLY_BYTES_MAX
-        {
-            return TOO_BIG;
+        if let Event::Delta(text) = &event {
+            if host.said_bytes + text.len() > REPLY_BYTES_MAX {
+                return TOO_BIG;
+            }
+            host.said_bytes += text.len();
         }
         host.emitted += 1;
         match event {

@@ -115,7 +115,10 @@ fn the_time_left_is_until_the_deadline_and_never_negative() {
     let left = |turn: TestTurn| {
         let told = std::rc::Rc::new(std::cell::Cell::new(None));
         let tell = told.clone();
-        let report = turn.run(move |turn: Turn| Ok(tell.set(turn.input()?.time_left())));
+        let report = turn.run(move |turn: Turn| {
+            tell.set(turn.input()?.time_left());
+            Ok(())
+        });
         assert_eq!(report.error, None);
         told.get().unwrap()
     };
@@ -148,6 +151,16 @@ fn events_run_out() {
         Ok(())
     });
     assert_eq!(report.text().len(), 10_000);
+}
+
+#[test]
+fn what_is_said_in_all_has_the_bound_of_a_reply() {
+    let report = turn("hi").run(|turn: Turn| {
+        turn.say(&"a".repeat(1024 * 1024))?;
+        assert!(matches!(turn.say("b"), Err(Error::TooBig)));
+        Ok(())
+    });
+    assert_eq!(report.text().len(), 1024 * 1024);
 }
 
 fn echo(turn: &Turn) -> Result<Operation, Error> {
