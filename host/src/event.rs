@@ -8,9 +8,14 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use serde::Serialize;
 use serde_json::value::RawValue;
 
+use crate::clock::Timestamp;
+use crate::content::Content;
+use crate::ids::{AgentId, ConversationId, TurnId, WorkerName};
 use crate::lease::Epoch;
+use crate::turn::{Outcome, Usage};
 
 /// Where an event stands in its turn's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,6 +106,57 @@ impl EventBatch {
 /// Serialises a value that always can be: strings, numbers and maps of them.
 pub fn raw<T: serde::Serialize + ?Sized>(value: &T) -> Box<RawValue> {
     serde_json::value::to_raw_value(value).expect("plain data serialises")
+}
+
+/// `turn.accepted {turn_id, agent_id, conversation_id, accepted_at}`.
+pub fn accepted(turn: TurnId, agent: &AgentId, conversation: Option<&ConversationId>, accepted_at: Timestamp) -> Event {
+    #[derive(Serialize)]
+    struct Data<'a> {
+        turn_id: TurnId,
+        agent_id: &'a AgentId,
+        conversation_id: Option<&'a ConversationId>,
+        accepted_at: Timestamp,
+    }
+    let data = raw(&Data { turn_id: turn, agent_id: agent, conversation_id: conversation, accepted_at });
+    Event { id: EventId::ACCEPTED, kind: "turn.accepted".into(), data }
+}
+
+/// `turn.started {attempt, worker, version}`: the first claim's.
+pub fn started(epoch: Epoch, attempt: u32, worker: &WorkerName, version: u32) -> Event {
+    #[derive(Serialize)]
+    struct Data<'a> {
+        attempt: u32,
+        worker: &'a WorkerName,
+        version: u32,
+    }
+    Event { id: EventId::At(epoch, 0), kind: "turn.started".into(), data: raw(&Data { attempt, worker, version }) }
+}
+
+/// `turn.restarted {attempt}`: every later claim's. The deltas so far are void.
+pub fn restarted(epoch: Epoch, attempt: u32) -> Event {
+    #[derive(Serialize)]
+    struct Data {
+        attempt: u32,
+    }
+    Event { id: EventId::At(epoch, 0), kind: "turn.restarted".into(), data: raw(&Data { attempt }) }
+}
+
+/// The terminal event: `turn.completed {reply, usage, replaces_deltas}`, `turn.failed {code, detail, retryable, …}` or `turn.cancelled {by}`.
+pub fn terminal(outcome: &Outcome, usage: Option<&Usage>) -> Event {
+    #[derive(Serialize)]
+    struct Completed<'a> {
+        reply: &'a Content,
+        usage: Option<&'a Usage>,
+        replaces_deltas: bool,
+    }
+    let (kind, data) = match outcome {
+        Outcome::Completed { reply, replaces_deltas } => {
+            ("turn.completed", raw(&Completed { reply, usage, replaces_deltas: *replaces_deltas }))
+        }
+        Outcome::Failed(failure) => ("turn.failed", raw(failure)),
+        Outcome::Cancelled { by } => ("turn.cancelled", raw(&serde_json::json!({ "by": by }))),
+    };
+    Event { id: EventId::End, kind: kind.into(), data }
 }
 
 #[cfg(test)]

@@ -1,12 +1,28 @@
 //! One host, assembled: what the gateway and the command line act on, and how it starts and stops.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::ids::{AgentId, ConversationId, OrgId, TurnId};
+use crate::dispatch::Dispatch;
+use crate::events::{Bounds, LiveTurns};
+use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId};
+use crate::journal::{Journal, Observer as _};
+use crate::keys::Authenticator;
+use crate::registry::Registry;
+use crate::sandbox::{CacheConfig, Sandbox, SandboxConfig};
+use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::{Store, StoreError};
-use crate::turn::{CancelledBy, TurnState};
+use crate::turn::{CancelledBy, Outcome, TurnState};
+use crate::{replica, supervisor, sweep};
+
+/// How long the guests' threads may take to end.
+const GUESTS_LEAVE_WITHIN: Duration = Duration::from_secs(1);
 
 /// A running host. Cheap to clone.
 #[derive(Clone)]
@@ -20,6 +36,14 @@ pub struct Inner {
     pub clock: Clock,
     /// What it remembers.
     pub store: Arc<dyn Store>,
+    /// What it runs.
+    pub dispatch: Arc<Dispatch>,
+    /// Whose keys it knows.
+    pub keys: Arc<Authenticator>,
+    /// What goes on beside the turns.
+    tasks: TaskTracker,
+    /// Ends `tasks`.
+    stop: CancellationToken,
 }
 
 impl std::ops::Deref for Host {
@@ -30,36 +54,123 @@ impl std::ops::Deref for Host {
 }
 
 impl Host {
-    /// Opens the store, makes the sandbox, claims what an earlier incarnation left, and begins to run turns.
-    pub async fn start(_config: Config) -> anyhow::Result<Host> {
-        anyhow::bail!("not assembled")
+    /// Opens the store, makes the sandbox, takes up what an earlier incarnation left, and begins to run turns.
+    pub async fn start(config: Config) -> anyhow::Result<Host> {
+        let clock = Clock::system();
+        let limits = Arc::new(config.limits.clone());
+        anyhow::ensure!(
+            config.database_url.is_none(),
+            "database_url is set, and this build knows the embedded SQLite only; leave it out and name a --data-dir"
+        );
+        let options = SqliteOptions { snapshots_kept: limits.snapshots_kept, ..SqliteOptions::new(&config.data_dir) };
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(options).await?);
+        let sandbox = Sandbox::new(&sandbox_config(&config)).context("the sandbox could not be made")?;
+
+        let (replica, registered) = (ReplicaId::new(), Instant::now());
+        store.register_replica(replica, clock.now(), limits.lease_ttl_ms).await?;
+        let left = store.expire_other_replicas(replica, clock.now()).await?;
+        if left > 0 {
+            tracing::info!("an earlier host ended without draining; its turns are taken up again");
+        }
+
+        let (journal, pending) = Journal::new();
+        let bounds = Bounds {
+            batch_ms: limits.delta_batch_ms,
+            batch_bytes: limits.delta_batch_bytes,
+            buffer_bytes_max: limits.reader_buffer_bytes_max,
+        };
+        let (live, flush) = LiveTurns::new(bounds, journal.clone());
+        let registry = Arc::new(Registry::new(store.clone(), limits.clone()));
+        let dispatch = Dispatch::new(journal, live, registry, sandbox, limits, clock.clone(), replica);
+        pending.run(store.clone(), clock.clone(), dispatch.clone())?;
+
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let keys = Arc::new(Authenticator::new(store.clone(), clock.clone(), config.limits.auth_failures_per_minute));
+        let background = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+            let stop = stop.clone();
+            tasks.spawn(async move { stop.run_until_cancelled_owned(task).await });
+        };
+        background(Box::pin(flush));
+        background(Box::pin(dispatch.clone().claim_ready()));
+        background(Box::pin(supervisor::supervise(dispatch.clone(), tasks.clone())));
+        background(Box::pin(sweep::sweep(dispatch.clone(), store.clone())));
+        background(Box::pin(replica::renew(dispatch.clone(), store.clone(), registered)));
+        background(Box::pin(replica::drop_stale(dispatch.clone(), store.clone())));
+        dispatch.slots.note_backlog();
+        Ok(Host(Arc::new(Inner { config, clock, store, dispatch, keys, tasks, stop })))
     }
 
     /// Whether it takes new turns: not while it drains, nor when its store does not answer or its ticker stands still. The error says why.
     pub async fn ready(&self) -> Result<(), String> {
-        Err("not assembled".to_owned())
+        if self.draining() {
+            return Err("draining".to_owned());
+        }
+        if !self.dispatch.sandbox.ticker_alive() {
+            return Err("the epoch ticker stands still; restart the host".to_owned());
+        }
+        self.store.ping().await.map_err(|error| error.to_string())
     }
 
     /// Whether it is draining.
     pub fn draining(&self) -> bool {
-        false
+        self.dispatch.draining()
     }
 
     /// Ends a turn now; what state it has then. A turn that has ended stays as it is (T8). `None`: there is no such turn.
-    pub async fn cancel(&self, _org: &OrgId, _turn: TurnId, _by: CancelledBy) -> Result<Option<TurnState>, StoreError> {
-        Ok(None)
+    pub async fn cancel(&self, org: &OrgId, turn: TurnId, by: CancelledBy) -> Result<Option<TurnState>, StoreError> {
+        if self.dispatch.end(org.clone(), turn, None, Outcome::Cancelled { by }).await {
+            return Ok(Some(TurnState::Cancelled));
+        }
+        Ok(self.store.turn(org, turn).await?.map(|turn| turn.for_host().state))
     }
 
     /// Deletes a conversation with its history and snapshots, ending its live turns.
     pub async fn delete_conversation(
         &self,
-        _org: &OrgId,
-        _agent: &AgentId,
-        _conversation: &ConversationId,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
     ) -> Result<(), StoreError> {
+        let ended = self.store.delete_conversation(org, agent, conversation, self.clock.now()).await?;
+        ended.iter().for_each(|ended| self.dispatch.ended(ended));
         Ok(())
     }
 
     /// Stops claiming, finishes or gives back what runs, within `drain_timeout_ms`; then closes the store.
-    pub async fn drain(&self) {}
+    pub async fn drain(&self) {
+        if let Err(error) = self.store.drain_replica(self.dispatch.replica()).await {
+            tracing::warn!(%error, "the store could not be told of the drain");
+        }
+        self.dispatch.drain().await;
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        if let Err(error) = self.keys.record_last_use().await {
+            tracing::warn!(%error, "the last use of keys was not recorded");
+        }
+        if let Err(error) = self.store.retire_replica(self.dispatch.replica()).await {
+            tracing::warn!(%error, "the replica's row stays until it expires");
+        }
+        let sandbox = self.dispatch.sandbox.clone();
+        let _ = tokio::task::spawn_blocking(move || sandbox.shutdown(GUESTS_LEAVE_WITHIN)).await;
+        self.store.close().await;
+    }
+}
+
+/// The sandbox that a configuration asks for: compiled modules live in the data directory, their key beside them and not among them.
+pub fn sandbox_config(config: &Config) -> SandboxConfig {
+    let cache = CacheConfig {
+        directory: config.data_dir.join("modules"),
+        key_file: config.data_dir.join("modules.key"),
+        bytes_max: config.limits.cache_bytes_max,
+    };
+    let mut sandbox = SandboxConfig {
+        cache: Some(cache),
+        memory_keep_resident_bytes: config.keep_resident_bytes,
+        ..SandboxConfig::new(config.limits.clone())
+    };
+    if config.guest_threads > 0 {
+        sandbox.threads = config.guest_threads;
+    }
+    sandbox
 }

@@ -28,10 +28,36 @@ pub mod event;
 
 pub mod store;
 
+pub mod journal;
+
+pub mod slots;
+
+pub mod dispatch;
+
 pub mod gate;
 
+pub mod input;
+
+pub mod runner;
+
 pub mod sandbox;
+
+pub mod events;
 
 pub mod reader;
 
 pub mod registry;
+
+pub mod keys;
+
+pub mod supervisor;
+
+pub mod sweep;
+
+pub mod replica;
+
+pub mod kill_point;
+
+pub mod http;
+
+pub mod telemetry;

@@ -1,1 +1,35 @@
-fn main() {}
+//! The program: parse the command line, build the gateway's runtime, run one command, map how it ended to an exit code.
+//!
+//! What the commands do is in `cli`; what they act on is the library. The guests' runtime is the sandbox's own.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+mod cli;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    // Two at least: one thread that waits for a slow disk must not keep every client waiting.
+    let workers = std::thread::available_parallelism().map_or(2, usize::from).max(2);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(workers).thread_name("gateway").enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let error = cli::CliError::failed(format!("cannot start threads: {error}"));
+            error.print();
+            return error.exit_code();
+        }
+    };
+    let ended = runtime.block_on(Box::pin(cli.run()));
+    // Whatever still runs was given its time by its command; nobody waits for it twice.
+    runtime.shutdown_background();
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error.print();
+            error.exit_code()
+        }
+    }
+}

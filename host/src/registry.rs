@@ -1,17 +1,180 @@
 //! Workers and agents: what a deploy changes and a turn looks up.
 //!
-//! Looking up an agent is on the path of every turn, so its settings are cached, by org; the store's answers carry revisions, so that a stale
-//! entry is noticed by who claims.
+//! Looking them up is on the path of every turn, so both are cached, keyed by org. A worker's version never changes. An agent's settings do: the
+//! claim names the revision that holds, and an older entry is read again; at the edge an entry lives for a second at most.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use moka::sync::Cache;
+use sha2::{Digest as _, Sha256};
 
 use crate::agent::{Agent, AgentSettings, InvalidSetting};
 use crate::host::Host;
 use crate::ids::{AgentId, OrgId, WorkerName};
-use crate::sandbox::ModuleRefusal;
-use crate::store::{Deleted, PutAgent, PutWorker, StoreError};
+use crate::input::History;
+use crate::limits::Limits;
+use crate::sandbox::{GuestLimits, LoadError, ModuleRefusal, Sandbox, Worker};
+use crate::store::{Claimed, Deleted, Direction, PutAgent, PutWorker, Result, Store, StoreError};
+use crate::turn::TurnState;
+
+/// How long an agent's settings are believed at the edge.
+const AGENT_TTL: Duration = Duration::from_secs(1);
+
+/// Agents and worker versions that are kept at hand.
+const CACHED: u64 = 10_000;
+
+/// An agent with what follows from it.
+#[derive(Clone)]
+struct Cached {
+    agent: Arc<Agent>,
+    guest_limits: Arc<GuestLimits>,
+}
+
+/// The caches.
+pub struct Registry {
+    store: Arc<dyn Store>,
+    limits: Arc<Limits>,
+    agents: Cache<(OrgId, AgentId), Cached>,
+    workers: Cache<(OrgId, WorkerName, u32), Arc<Worker>>,
+}
+
+impl Registry {
+    /// Empty caches over `store`.
+    pub fn new(store: Arc<dyn Store>, limits: Arc<Limits>) -> Registry {
+        let agents = Cache::builder().max_capacity(CACHED).time_to_live(AGENT_TTL).build();
+        // The sandbox bounds what is loaded; this only saves its lookup by digest.
+        let workers = Cache::builder().max_capacity(256).build();
+        Registry { store, limits, agents, workers }
+    }
+
+    async fn read(&self, org: &OrgId, id: &AgentId) -> Result<Option<Cached>> {
+        let Some(agent) = self.store.agent(org, id).await? else { return Ok(None) };
+        let guest_limits = Arc::new(GuestLimits::of(&self.limits, &agent.settings.limits));
+        let cached = Cached { agent: Arc::new(agent), guest_limits };
+        self.agents.insert((org.clone(), id.clone()), cached.clone());
+        Ok(Some(cached))
+    }
+
+    /// An agent, as it was at most a second ago.
+    pub async fn agent(&self, org: &OrgId, id: &AgentId) -> Result<Option<Arc<Agent>>> {
+        match self.agents.get(&(org.clone(), id.clone())) {
+            Some(cached) => Ok(Some(cached.agent)),
+            None => Ok(self.read(org, id).await?.map(|cached| cached.agent)),
+        }
+    }
+
+    /// An agent and its guests' bounds, at `revision` or newer.
+    pub async fn agent_at(
+        &self,
+        org: &OrgId,
+        id: &AgentId,
+        revision: u64,
+    ) -> Result<Option<(Arc<Agent>, Arc<GuestLimits>)>> {
+        let cached = match self.agents.get(&(org.clone(), id.clone())) {
+            Some(cached) if cached.agent.revision >= revision => Some(cached),
+            _ => self.read(org, id).await?,
+        };
+        Ok(cached.map(|cached| (cached.agent, cached.guest_limits)))
+    }
+
+    /// A worker's version, ready to run. The inner error says why it is not.
+    pub async fn worker(
+        &self,
+        sandbox: &Sandbox,
+        org: &OrgId,
+        name: &WorkerName,
+        version: u32,
+    ) -> Result<std::result::Result<Arc<Worker>, String>> {
+        let key = (org.clone(), name.clone(), version);
+        if let Some(worker) = self.workers.get(&key) {
+            return Ok(Ok(worker));
+        }
+        let Some(row) = self.store.worker_version(org, name, version).await? else {
+            return Ok(Err("it does not exist".to_owned()));
+        };
+        let wasm = async || {
+            let module = self.store.module(org, row.digest).await?;
+            module.ok_or_else(|| anyhow::anyhow!("the store has no module with this digest"))
+        };
+        match sandbox.load(org, row.digest, wasm).await {
+            Ok(worker) => {
+                self.workers.insert(key, worker.clone());
+                Ok(Ok(worker))
+            }
+            Err(error) => match &*error {
+                LoadError::Refused(refusal) => Ok(Err(refusal.to_string())),
+                LoadError::Digest => Ok(Err(error.to_string())),
+                LoadError::Fetch(cause) => Err(StoreError::Unavailable(format!("{cause:#}"))),
+            },
+        }
+    }
+
+    /// Completed turns of the conversation before the claimed one, as its agent asks for; nothing for a private turn.
+    pub async fn history(&self, claimed: &Claimed, agent: &Agent) -> Result<History> {
+        let wanted = agent.settings.history_messages;
+        let (Some(conversation), true) = (&claimed.envelope.conversation, wanted > 0 && claimed.head.is_some()) else {
+            return Ok(Vec::new());
+        };
+        let org = &claimed.lease.org;
+        let page = self
+            .store
+            .turns(org, &claimed.agent, conversation, claimed.seq, Direction::Backward, false, wanted * 2)
+            .await?;
+        let completed = page.items.into_iter().filter(|turn| turn.state == TurnState::Completed);
+        let mut history: History =
+            completed.filter_map(|turn| Some((turn.id, turn.message, turn.reply?))).take(wanted).collect();
+        history.reverse();
+        // The input has a bound; what is oldest goes first.
+        let mut bytes: usize = history.iter().map(|(_, message, reply)| message.len() + reply.len()).sum();
+        while bytes > self.limits.input_bytes_max / 2 && !history.is_empty() {
+            let (_, message, reply) = history.remove(0);
+            bytes -= message.len() + reply.len();
+        }
+        Ok(history)
+    }
+
+    /// What changed is read again.
+    pub fn forget_agents(&self, org: &OrgId) {
+        let org = org.clone();
+        let _ = self.agents.invalidate_entries_if(move |(of, _), _| *of == org);
+    }
+
+    /// A deleted worker's versions are no longer at hand: its name may come to mean other bytes.
+    pub fn forget_worker(&self, org: &OrgId, name: &WorkerName) {
+        for version in 1..=u32::try_from(self.limits.worker_versions_kept).unwrap_or(u32::MAX) {
+            self.workers.invalidate(&(org.clone(), name.clone(), version));
+        }
+    }
+}
+
+impl GuestLimits {
+    /// The operator's bounds, narrowed by the agent's own.
+    pub fn of(operator: &Limits, own: &crate::agent::AgentLimits) -> GuestLimits {
+        GuestLimits {
+            memory_bytes_max: own.memory_bytes_max.unwrap_or(operator.memory_bytes_max).min(operator.memory_bytes_max),
+            table_elements_max: operator.table_elements_max,
+            reply_bytes_max: own.reply_bytes_max.unwrap_or(operator.reply_bytes_max).min(operator.reply_bytes_max),
+            log_bytes_max: operator.log_bytes_max,
+            emit_bytes_max: operator.emit_bytes_max,
+            emit_events_max: operator.emit_events_max,
+            host_calls_max: operator.host_calls_max,
+            random_bytes_max: operator.random_bytes_max,
+            fds_max: operator.fds_max,
+            snapshot_bytes_max: own
+                .snapshot_bytes_max
+                .unwrap_or(operator.snapshot_bytes_max)
+                .min(operator.snapshot_bytes_max),
+            operations_max: operator.operations_max,
+            operations_concurrent_max: operator.operations_concurrent_max,
+            operation_request_bytes_max: operator.operation_request_bytes_max,
+            operation_response_bytes_max: operator.operation_response_bytes_max,
+            operation_frame_bytes_max: operator.operation_frame_bytes_max,
+            operation_timeout_ms: operator.operation_timeout_ms,
+        }
+    }
+}
 
 /// Why a worker was not stored.
 #[derive(Debug, thiserror::Error)]
@@ -39,35 +202,69 @@ impl Host {
     /// Validates, compiles and stores a module.
     pub async fn upload_worker(
         &self,
-        _org: &OrgId,
-        _worker: &WorkerName,
-        _wasm: Bytes,
-    ) -> Result<PutWorker, UploadError> {
-        Err(UploadError::Store(StoreError::Unavailable(String::new())))
+        org: &OrgId,
+        worker: &WorkerName,
+        wasm: Bytes,
+    ) -> std::result::Result<PutWorker, UploadError> {
+        let sandbox = &self.dispatch.sandbox;
+        let inspection = sandbox.inspect(&wasm)?;
+        let digest: [u8; 32] = Sha256::digest(&wasm).into();
+        let begun = Instant::now();
+        let bytes = wasm.clone();
+        if let Err(error) = sandbox.load(org, digest, async || Ok(bytes)).await {
+            return Err(match &*error {
+                LoadError::Refused(refusal) => UploadError::Refused(refusal.clone()),
+                LoadError::Fetch(_) | LoadError::Digest => UploadError::Store(StoreError::Corrupt(error.to_string())),
+            });
+        }
+        let limits = &self.config.limits;
+        let put = self
+            .store
+            .put_worker(
+                org,
+                worker,
+                digest,
+                wasm,
+                inspection.imports,
+                begun.elapsed().as_secs_f64() * 1_000.0,
+                limits.org_workers_max,
+                limits.worker_versions_kept,
+                self.clock.now(),
+            )
+            .await?;
+        Ok(put)
     }
 
     /// Deletes a worker that no agent uses.
-    pub async fn delete_worker(&self, org: &OrgId, worker: &WorkerName) -> Result<Deleted, StoreError> {
-        self.store.delete_worker(org, worker).await
+    pub async fn delete_worker(&self, org: &OrgId, worker: &WorkerName) -> Result<Deleted> {
+        let deleted = self.store.delete_worker(org, worker).await?;
+        self.dispatch.registry.forget_worker(org, worker);
+        Ok(deleted)
     }
 
     /// Checks and stores an agent's settings.
     pub async fn put_agent(
         &self,
-        _org: &OrgId,
-        _agent: &AgentId,
-        _settings: AgentSettings,
-    ) -> Result<PutAgent, PutAgentError> {
-        Err(PutAgentError::Store(StoreError::Unavailable(String::new())))
+        org: &OrgId,
+        agent: &AgentId,
+        settings: AgentSettings,
+    ) -> std::result::Result<PutAgent, PutAgentError> {
+        settings.check(&self.config.limits)?;
+        let put =
+            self.store.put_agent(org, agent, settings, self.config.limits.org_agents_max, self.clock.now()).await?;
+        self.dispatch.registry.forget_agents(org);
+        Ok(put)
     }
 
-    /// An agent, from the cache or the store.
-    pub async fn agent(&self, _org: &OrgId, _agent: &AgentId) -> Result<Option<Arc<Agent>>, StoreError> {
-        Ok(None)
+    /// An agent, as it was at most a second ago.
+    pub async fn agent(&self, org: &OrgId, agent: &AgentId) -> Result<Option<Arc<Agent>>> {
+        self.dispatch.registry.agent(org, agent).await
     }
 
     /// Deletes an agent that has no conversation.
-    pub async fn delete_agent(&self, org: &OrgId, agent: &AgentId) -> Result<Deleted, StoreError> {
-        self.store.delete_agent(org, agent).await
+    pub async fn delete_agent(&self, org: &OrgId, agent: &AgentId) -> Result<Deleted> {
+        let deleted = self.store.delete_agent(org, agent).await?;
+        self.dispatch.registry.forget_agents(org);
+        Ok(deleted)
     }
 }

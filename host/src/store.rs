@@ -20,6 +20,9 @@ use crate::turn::{CancelledBy, Failure, Outcome, TurnState, Usage};
 
 pub mod sqlite;
 
+#[cfg(test)]
+mod conformance;
+
 /// What went wrong with the store itself. Losing an election is none of these.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {

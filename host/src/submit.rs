@@ -2,13 +2,17 @@
 //!
 //! Every enqueuer (the gateway's routes, `POST /v1/ingest`, the library) goes through [`submit`].
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
-use crate::admission::{OnBusy, Refusal};
-use crate::gate::SessionMode;
+use crate::admission::{OnBusy, QueueBounds, Refusal};
+use crate::event;
+use crate::events::LiveTurn;
+use crate::gate::{Envelope, SessionMode};
 use crate::host::Host;
 use crate::ids::{AgentId, ConversationId, OrgId, RunId, TurnId, UserId};
-use crate::store::StoreError;
+use crate::store::{Accept, AcceptResult, Clocks, StoreError};
 
 /// A message as an enqueuer hands it in, parsed and within its bounds.
 #[derive(Debug, Clone)]
@@ -52,12 +56,14 @@ pub enum Session {
 }
 
 /// It is durable.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone)]
 pub struct Submitted {
     /// The turn.
     pub turn: TurnId,
     /// Its key had begun it already.
     pub replayed: bool,
+    /// Its newest events, if it is live here: a reader made from them misses nothing, even if the turn ends meanwhile.
+    pub live: Option<Arc<LiveTurn>>,
 }
 
 /// Why it is not.
@@ -78,6 +84,60 @@ pub enum SubmitError {
 }
 
 /// Accepts a message, or says why not. Returns once it is durable. Cancel-safe: a caller who goes away leaves an accepted turn behind, or nothing.
-pub async fn submit(_host: &Host, _submission: Submission) -> Result<Submitted, SubmitError> {
-    Err(SubmitError::Draining)
+pub async fn submit(host: &Host, submission: Submission) -> Result<Submitted, SubmitError> {
+    let dispatch = &host.dispatch;
+    if dispatch.draining() {
+        return Err(SubmitError::Draining);
+    }
+    let agent = host.agent(&submission.org, &submission.agent).await?.ok_or(SubmitError::NoSuchAgent)?;
+    let limits = &host.config.limits;
+    let turn = TurnId::new();
+    let envelope = match submission.session {
+        Session::Conversation(conversation) => Envelope {
+            run_id: Some(turn.into()),
+            org: Some(submission.org.clone()),
+            conversation: Some(conversation),
+            mode: agent.settings.session_mode,
+        },
+        Session::Envelope { run_id, org, conversation, mode } => {
+            Envelope { run_id, org, conversation, mode: mode.unwrap_or(agent.settings.session_mode) }
+        }
+    };
+    let now = host.clock.now();
+    let accepted = event::accepted(turn, &submission.agent, envelope.conversation.as_ref(), now);
+    let (slot, claim_for) = match dispatch.slot_for_accept() {
+        Some((slot, replica, bound)) => (Some(slot), Some((replica, bound))),
+        None => (None, None),
+    };
+    let accept = Accept {
+        org: submission.org.clone(),
+        turn,
+        agent: submission.agent,
+        envelope,
+        user: submission.user,
+        sees_all: submission.sees_all,
+        message: submission.message,
+        dry_run: submission.dry_run,
+        key: submission.key,
+        on_busy: submission.on_busy,
+        bounds: QueueBounds {
+            conversation_queue_max: limits.conversation_queue_max,
+            org_queue_max: limits.org_queue_max,
+            host_queue_max: limits.host_queue_max,
+        },
+        clocks: Clocks {
+            admission_timeout_ms: agent.admission_timeout_ms(limits),
+            queue_timeout_ms: agent.queue_timeout_ms(limits),
+            turn_timeout_ms: agent.turn_timeout_ms(limits),
+        },
+        attempts_max: limits.attempts_max,
+        claim_for,
+    };
+    // The turn is live before it is accepted: it may end before we hear that it was.
+    let live = dispatch.live.accept(&submission.org, accepted, turn);
+    match dispatch.journal.accept(accept, slot).await.map_err(StoreError::from)? {
+        AcceptResult::Accepted { .. } => Ok(Submitted { turn, replayed: false, live: Some(live) }),
+        AcceptResult::Attached(turn) => Ok(Submitted { turn, replayed: true, live: dispatch.live.get(turn) }),
+        AcceptResult::Refused(refusal) => Err(refusal.into()),
+    }
 }

@@ -1,1 +1,64 @@
-fn main() {}
+//! The project's tasks, as `cargo xtask`: `demo`, `test`, `bench`. Each does its own set-up.
+//!
+//! This crate drives the real program over its real HTTP API, as a client would. It holds no part of the host.
+
+mod setup;
+
+mod test;
+
+mod host;
+
+mod api;
+
+mod load;
+
+mod demo;
+
+mod bench;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask demo                    a conversation that survives kill -9; then a host to try
+  cargo xtask demo --exit             the same, and end
+  cargo xtask test                    every test
+  cargo xtask test gate idempotency   the tests with one of these words in their names
+  cargo xtask bench --quick           every figure once, roughly
+  cargo xtask bench --only echo       the rows with this word in their names";
+
+/// The project's tasks. Each does all its set-up.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Show a host at work: streaming, memory, a crash in the middle of a turn
+    Demo(demo::Options),
+    /// Run every test
+    Test(test::Options),
+    /// Measure the parts, the whole, and how near it comes to them
+    Bench(bench::Options),
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let (name, done) = match Arguments::parse().task {
+        Task::Demo(options) => ("demo", demo::run(options).await.map(|()| ExitCode::SUCCESS)),
+        Task::Test(options) => ("test", test::run(&options).map(|()| ExitCode::SUCCESS)),
+        Task::Bench(options) => ("bench", bench::run(options).await),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("\n{name} failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

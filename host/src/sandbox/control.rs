@@ -65,6 +65,16 @@ impl Control {
         self.started + self.turn_timeout
     }
 
+    /// What the wall clock allows.
+    pub fn turn_timeout(&self) -> Duration {
+        self.turn_timeout
+    }
+
+    /// What the idle clock allows.
+    pub fn idle_timeout(&self) -> Duration {
+        self.idle_timeout
+    }
+
     /// Makes the guest stop. Whether this call was the first.
     pub fn stop(&self, why: Stop) -> bool {
         let first = self.stop.compare_exchange(0, why as u8, Ordering::AcqRel, Ordering::Acquire).is_ok();

@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use super::control::Control;
 use crate::content::Content;
 use crate::gate::Grant;
+use crate::limits::Limits;
 use crate::turn::{Failure, Usage};
 
 /// The bounds of one guest: the operator's, narrowed by its agent's.
@@ -47,6 +48,30 @@ pub struct GuestLimits {
     pub operation_frame_bytes_max: usize,
     /// Wall time of one operation.
     pub operation_timeout_ms: u64,
+}
+
+impl From<&Limits> for GuestLimits {
+    /// The operator's bounds, for an agent that sets none of its own.
+    fn from(limits: &Limits) -> GuestLimits {
+        GuestLimits {
+            memory_bytes_max: limits.memory_bytes_max,
+            table_elements_max: limits.table_elements_max,
+            reply_bytes_max: limits.reply_bytes_max,
+            log_bytes_max: limits.log_bytes_max,
+            emit_bytes_max: limits.emit_bytes_max,
+            emit_events_max: limits.emit_events_max,
+            host_calls_max: limits.host_calls_max,
+            random_bytes_max: limits.random_bytes_max,
+            fds_max: limits.fds_max,
+            snapshot_bytes_max: limits.snapshot_bytes_max,
+            operations_max: limits.operations_max,
+            operations_concurrent_max: limits.operations_concurrent_max,
+            operation_request_bytes_max: limits.operation_request_bytes_max,
+            operation_response_bytes_max: limits.operation_response_bytes_max,
+            operation_frame_bytes_max: limits.operation_frame_bytes_max,
+            operation_timeout_ms: limits.operation_timeout_ms,
+        }
+    }
 }
 
 /// What the guest is given.

@@ -1,0 +1,99 @@
+//! Configuration and database: the options that `serve`, `orgs` and `keys` share, and opening the database beside a host that may be running.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use turnhouse::config::Config;
+use turnhouse::store::sqlite::{SqliteOptions, SqliteStore};
+use turnhouse::store::{Store, StoreError};
+
+use super::{CliError, Result};
+
+/// Where a host's data is.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Data")]
+pub struct DataArgs {
+    /// Where the database, the module cache and the keys lie; ./turnhouse-data unless configured
+    #[arg(long, value_name = "DIR", env = "TURNHOUSE_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+
+    /// `postgres://…`; SQLite in the data directory when there is none
+    #[arg(long, value_name = "URL", hide_env_values = true)]
+    database_url: Option<DatabaseUrl>,
+
+    /// A configuration file; turnhouse.toml in the data directory when there is one
+    #[arg(long, value_name = "FILE", env = "TURNHOUSE_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+/// May hold a password: never printed.
+#[derive(Clone)]
+struct DatabaseUrl(String);
+
+impl From<String> for DatabaseUrl {
+    fn from(text: String) -> DatabaseUrl {
+        DatabaseUrl(text)
+    }
+}
+
+impl std::fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("…")
+    }
+}
+
+impl DataArgs {
+    /// What the command line says, over file and environment.
+    pub fn overrides(&self) -> Vec<(&'static str, figment::value::Value)> {
+        let mut overrides = Vec::new();
+        if let Some(data_dir) = &self.data_dir {
+            overrides.push(("data_dir", data_dir.to_string_lossy().into_owned().into()));
+        }
+        if let Some(url) = &self.database_url {
+            overrides.push(("database_url", url.0.clone().into()));
+        }
+        overrides
+    }
+
+    /// The file that is named, or the one that lies in the data directory.
+    pub fn config_file(&self) -> Option<PathBuf> {
+        self.config.clone().or_else(|| {
+            let data_dir = self.data_dir.clone().unwrap_or_else(|| Config::default().data_dir);
+            Some(data_dir.join("turnhouse.toml")).filter(|file| file.is_file())
+        })
+    }
+
+    /// Opens the database for administration: also while its host is running.
+    pub async fn open(&self) -> Result<Arc<dyn Store>> {
+        let config = load_config(self.config_file().as_deref(), self.overrides())?;
+        open(&config).await
+    }
+}
+
+/// Loads the configuration; whatever is wrong with it was written by the user.
+pub fn load_config(file: Option<&Path>, overrides: Vec<(&'static str, figment::value::Value)>) -> Result<Config> {
+    Config::load(file, overrides).map_err(|error| {
+        CliError::usage(format!("the configuration is wrong: {error:#}"))
+            .help("settings come from --config, TURNHOUSE_* variables and the command line, in this order")
+    })
+}
+
+async fn open(config: &Config) -> Result<Arc<dyn Store>> {
+    if config.database_url.is_some() {
+        return Err(CliError::usage("this build keeps its data in SQLite").help("leave --database-url away"));
+    }
+    let options = SqliteOptions { readers: 1, ..SqliteOptions::new(&config.data_dir) };
+    let store = SqliteStore::open_admin(options).await.map_err(failed)?;
+    Ok(Arc::new(store))
+}
+
+/// The store's failure, with what to do.
+pub fn failed(error: StoreError) -> CliError {
+    let help = match &error {
+        StoreError::InUse(_) => "end the host that uses the data directory, or wait for it",
+        StoreError::Unavailable(_) => "is the data directory writable, with room left on its disk? see --data-dir",
+        StoreError::NewerSchema { .. } => "install the turnhouse that last used this data directory, or a newer one",
+        StoreError::Corrupt(_) => "keep a copy of the data directory before anything else",
+    };
+    CliError::failed(error.to_string()).help(help)
+}

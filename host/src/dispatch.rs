@@ -1,0 +1,310 @@
+//! Slot → claim → run. Holds what runs on this host, hears from the journal what was claimed and what has ended, and drains.
+//!
+//! It decides nothing about a turn: the claim is the store's statement, the gate's word and the run are [`crate::runner`]'s, the election is the
+//! commit's.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use parking_lot::RwLock;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::event;
+use crate::events::{LiveTurn, LiveTurns};
+use crate::ids::{AgentId, OrgId, ReplicaId, TurnId};
+use crate::journal::{Journal, JournalError, Observer};
+use crate::lease::Lease;
+use crate::limits::Limits;
+use crate::registry::Registry;
+use crate::runner;
+use crate::sandbox::{Control, Sandbox, Stop};
+use crate::slots::{Slot, Slots};
+use crate::store::{Append, ClaimRequest, Claimed, Commit, Ended, Fenced, Requeue, RunningBound};
+use crate::supervisor::Soon;
+use crate::turn::{Failure, Outcome};
+
+/// At most so many turns are claimed by one statement.
+const CLAIM_MAX: usize = 64;
+
+/// How long a running turn is given back before the drain's end, so that giving back is done in time.
+const HAND_BACK_MS: u64 = 3_000;
+
+/// What runs here, and what it runs with.
+pub struct Dispatch {
+    /// Room for instances.
+    pub slots: Slots,
+    /// Writes.
+    pub journal: Journal,
+    /// Events of live turns.
+    pub live: Arc<LiveTurns>,
+    /// Agents and workers.
+    pub registry: Arc<Registry>,
+    /// Where guests run.
+    pub sandbox: Arc<Sandbox>,
+    /// Bounds.
+    pub limits: Arc<Limits>,
+    /// Time.
+    pub clock: Clock,
+    /// Turns whose clocks run out soon.
+    pub soon: Soon,
+    running: DashMap<TurnId, Arc<Running>>,
+    replica: RwLock<ReplicaId>,
+    draining: CancellationToken,
+    /// Claims are refused for a moment: the replica's lease is in doubt.
+    suspended: AtomicBool,
+}
+
+/// One turn that runs here.
+#[derive(Debug)]
+pub struct Running {
+    /// The right to write for it.
+    pub lease: Lease,
+    /// Its agent.
+    pub agent: AgentId,
+    /// What its wall clock was set to.
+    pub turn_timeout_ms: u64,
+    /// Its clocks, and the way to stop it.
+    pub control: Arc<Control>,
+}
+
+impl Dispatch {
+    /// Nothing runs yet.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        journal: Journal,
+        live: Arc<LiveTurns>,
+        registry: Arc<Registry>,
+        sandbox: Arc<Sandbox>,
+        limits: Arc<Limits>,
+        clock: Clock,
+        replica: ReplicaId,
+    ) -> Arc<Dispatch> {
+        Arc::new(Dispatch {
+            slots: Slots::new(limits.host_running_max),
+            journal,
+            live,
+            registry,
+            sandbox,
+            limits,
+            clock,
+            soon: Soon::default(),
+            running: DashMap::new(),
+            replica: RwLock::new(replica),
+            draining: CancellationToken::new(),
+            suspended: AtomicBool::new(false),
+        })
+    }
+
+    /// This process' incarnation now.
+    pub fn replica(&self) -> ReplicaId {
+        *self.replica.read()
+    }
+
+    /// Whether new turns may be started: not while draining, nor while the lease is in doubt.
+    pub fn may_claim(&self) -> bool {
+        !self.draining.is_cancelled() && !self.suspended.load(Ordering::Acquire)
+    }
+
+    /// Whether it drains.
+    pub fn draining(&self) -> bool {
+        self.draining.is_cancelled()
+    }
+
+    /// A slot for a turn that is just coming in, and for whom it would be claimed.
+    pub fn slot_for_accept(&self) -> Option<(Slot, ReplicaId, RunningBound)> {
+        if !self.may_claim() {
+            return None;
+        }
+        Some((self.slots.try_take()?, self.replica(), RunningBound(self.limits.org_running_max)))
+    }
+
+    /// Claims ready turns into free slots for as long as the host takes any.
+    pub async fn claim_ready(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = self.draining.cancelled() => return,
+                () = self.slots.woken() => {}
+            }
+            while self.slots.backlog() && self.may_claim() {
+                let slots = tokio::select! {
+                    () = self.draining.cancelled() => return,
+                    slots = self.slots.take(CLAIM_MAX) => slots,
+                };
+                match self.claim(slots).await {
+                    Ok(true) => {}
+                    // Nothing is claimable now; what makes it so (a slot, a promotion, the sweeper) wakes us.
+                    Ok(false) => break,
+                    Err(error) => {
+                        tracing::warn!(%error, "could not claim");
+                        tokio::time::sleep(Duration::from_millis(self.limits.backoff_ms)).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether anything was claimed.
+    async fn claim(&self, slots: Vec<Slot>) -> Result<bool, JournalError> {
+        let request = ClaimRequest {
+            holder: self.replica(),
+            slots: slots.len(),
+            org_running_max: RunningBound(self.limits.org_running_max),
+            backoff_ms: self.limits.backoff_ms,
+            backoff_ms_max: self.limits.backoff_ms_max,
+        };
+        let outcome = self.journal.claim(request, slots).await?;
+        let any = outcome.started > 0 || !outcome.refused.is_empty();
+        for claimed in outcome.refused {
+            self.refused(claimed).await;
+        }
+        Ok(any)
+    }
+
+    /// An envelope that the gate refused: it waits, or has been refused too often.
+    async fn refused(&self, claimed: Claimed) {
+        let Some((refusal, times)) = claimed.refused else { return };
+        tracing::warn!(org = %claimed.lease.org, turn = %claimed.lease.turn, reason = refusal.as_str(), times, "the gate refused an envelope");
+        metrics::counter!("turnhouse_gate_refusals_total", "reason" => refusal.as_str()).increment(1);
+        if times >= self.limits.gate_refusals_max {
+            self.fail(&claimed.lease, Failure::gate_refused(refusal)).await;
+        }
+    }
+
+    /// Ends a turn with a failure, under its lease. Losing the election is fine: it has ended.
+    pub async fn fail(&self, lease: &Lease, failure: Failure) {
+        self.end(lease.org.clone(), lease.turn, Some(lease.epoch), Outcome::Failed(failure)).await;
+    }
+
+    /// Ends a turn from outside its run. Whether this call did.
+    pub async fn end(&self, org: OrgId, turn: TurnId, epoch: Option<u32>, outcome: Outcome) -> bool {
+        if let Some(live) = self.live.get(turn) {
+            live.flush(&self.journal);
+        }
+        let commit = Commit { org, turn, epoch, outcome, snapshot: None, tail: Default::default(), usage: None };
+        matches!(runner::commit_until_written(self, commit).await, Some(crate::store::CommitResult::Won(_)))
+    }
+
+    /// What runs here.
+    pub fn running(&self) -> Vec<Arc<Running>> {
+        self.running.iter().map(|entry| entry.value().clone()).collect()
+    }
+
+    /// A turn that runs here.
+    pub fn tracked(&self, turn: TurnId) -> Option<Arc<Running>> {
+        self.running.get(&turn).map(|running| running.clone())
+    }
+
+    /// A run begins to be tracked.
+    pub fn track(&self, running: Arc<Running>) {
+        self.soon.watch(&running);
+        self.running.insert(running.lease.turn, running);
+    }
+
+    /// A run is over; its instance is gone.
+    pub fn untrack(&self, lease: &Lease) {
+        self.running.remove_if(&lease.turn, |_, running| running.lease.epoch == lease.epoch);
+    }
+
+    /// Makes a turn's guest stop, if it runs here.
+    pub fn stop(&self, turn: TurnId, why: Stop) {
+        if let Some(running) = self.running.get(&turn) {
+            running.control.stop(why);
+        }
+    }
+
+    /// The replica's lease is lost, or may be soon: whatever runs here stops before somebody else may take it over.
+    pub fn step_down(&self) {
+        self.suspended.store(true, Ordering::Release);
+        for running in self.running() {
+            running.control.stop(Stop::Ended);
+            self.live.forget(running.lease.turn);
+        }
+    }
+
+    /// A new incarnation may claim again.
+    pub fn resume_as(&self, replica: ReplicaId) {
+        *self.replica.write() = replica;
+        self.suspended.store(false, Ordering::Release);
+        self.slots.note_backlog();
+    }
+
+    /// Claims nothing more; waits for what runs, and gives back what does not end in time, without spending an attempt (R6).
+    pub async fn drain(&self) {
+        self.draining.cancel();
+        let patience = Duration::from_millis(self.limits.drain_timeout_ms.saturating_sub(HAND_BACK_MS));
+        if tokio::time::timeout(patience, self.slots.all_free()).await.is_ok() {
+            return;
+        }
+        let left = self.running();
+        tracing::info!(turns = left.len(), "giving running turns back");
+        let give_back = left.into_iter().map(|running| async move {
+            if let Some(live) = self.live.get(running.lease.turn) {
+                live.flush(&self.journal);
+            }
+            self.give_back(&running.lease).await;
+            running.control.stop(Stop::Ended);
+        });
+        futures_util::future::join_all(give_back).await;
+        if tokio::time::timeout(Duration::from_millis(HAND_BACK_MS / 2), self.slots.all_free()).await.is_err() {
+            tracing::warn!(slots = self.slots.in_use(), "instances did not stop in time");
+        }
+    }
+
+    /// Back to the queue, as if it had never been claimed.
+    pub async fn give_back(&self, lease: &Lease) {
+        let requeue = Requeue { lease: lease.clone(), delay_ms: 0, spends_attempt: false };
+        if let Err(error) = self.journal.requeue(requeue).await {
+            tracing::warn!(turn = %lease.turn, %error, "a turn could not be given back; its next host takes it over");
+        }
+        self.live.forget(lease.turn);
+    }
+}
+
+impl Observer for Arc<Dispatch> {
+    fn not_accepted(&self, turn: TurnId) {
+        self.live.forget(turn);
+    }
+
+    fn ended(&self, ended: &Ended) {
+        self.live.end(ended.turn, event::terminal(&ended.outcome, ended.usage.as_ref()));
+        if ended.was_running {
+            // Its own runner has its outcome by now; anybody else's guest must go.
+            self.stop(ended.turn, Stop::Ended);
+        }
+        record(ended);
+    }
+
+    fn claimed(&self, claimed: Claimed, slot: Slot) {
+        let dispatch = Arc::clone(self);
+        self.sandbox.spawn(runner::run(dispatch, claimed, slot));
+    }
+
+    fn backlog(&self) {
+        self.slots.note_backlog();
+    }
+
+    fn appended(&self, live: &Arc<LiveTurn>, bytes: usize, fenced: Fenced, again: Option<Append>) {
+        if fenced == Fenced::Stale {
+            self.stop(live.turn, Stop::Ended);
+        }
+        self.live.appended(live, bytes, again);
+    }
+}
+
+/// The metrics of a turn's end.
+fn record(ended: &Ended) {
+    let (state, code) = match &ended.outcome {
+        Outcome::Failed(failure) => ("failed", failure.code.as_str()),
+        outcome => (outcome.state().as_str(), ""),
+    };
+    metrics::counter!("turnhouse_turns_total", "state" => state, "code" => code).increment(1);
+    metrics::histogram!("turnhouse_turn_duration_seconds")
+        .record(ended.ended_at.since_ms(ended.accepted_at) as f64 / 1_000.0);
+    if let Some(usage) = &ended.usage {
+        metrics::counter!("turnhouse_guest_cpu_microseconds_total").increment((usage.cpu_ms * 1_000.0) as u64);
+        metrics::counter!("turnhouse_host_calls_total").increment(usage.host_calls);
+    }
+}

@@ -1,0 +1,128 @@
+//! The gateway: an axum edge that parses what comes in, asks the host, and says how it went.
+//!
+//! Statuses, headers and problem bodies live here and nowhere below; no wasmtime and no SQL is seen here. One file a kind of resource
+//! (`workers`, `agents`, `conversations`, `turns`, `ingest`), each with its routes and their documentation; what they share stands beside
+//! them (`auth`, `params`, `page`, `body`, `negotiate`, `problem`, `sse`). `observe` is around them all. [`serve`] drives connections.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{HeaderValue, header};
+use axum::response::IntoResponse as _;
+use axum::routing::get;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::Semaphore;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::host::Host;
+
+mod serve;
+
+mod observe;
+
+mod auth;
+
+mod params;
+
+mod page;
+
+mod body;
+
+mod negotiate;
+
+pub mod problem;
+
+mod message;
+
+mod readers;
+
+mod sse;
+
+mod views;
+
+mod workers;
+
+mod agents;
+
+mod conversations;
+
+mod turns;
+
+mod ingest;
+
+mod health;
+
+pub mod openapi;
+
+pub use auth::Peer;
+pub use serve::serve;
+
+use problem::{Code, Problem};
+
+/// What every route is given. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Gateway(Arc<Shared>);
+
+pub(crate) struct Shared {
+    host: Host,
+    readers: Arc<readers::Readers>,
+    /// Modules whose bodies are read or compiled: each holds up to `module_bytes_max` in memory.
+    uploads: Semaphore,
+    metrics: observe::RouteMetrics,
+}
+
+impl Deref for Gateway {
+    type Target = Shared;
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl Gateway {
+    fn new(host: Host) -> Gateway {
+        let limits = &host.config.limits;
+        Gateway(Arc::new(Shared {
+            readers: readers::Readers::new(limits),
+            uploads: Semaphore::new(limits.compiles_concurrent_max + 2),
+            metrics: observe::RouteMetrics::default(),
+            host,
+        }))
+    }
+
+    fn router(&self) -> Router {
+        let (routes, _document) = routes().split_for_parts();
+        routes
+            .fallback(async || Problem::new(Code::NotFound, "there is no such route; /openapi.json lists them"))
+            .method_not_allowed_fallback(async || {
+                Problem::new(Code::MethodNotAllowed, "this route has other methods; the Allow header lists them")
+            })
+            .layer(axum::middleware::from_fn_with_state(self.clone(), observe::observe))
+            .with_state(self.clone())
+    }
+}
+
+/// Every route of the gateway, with its documentation.
+fn routes() -> OpenApiRouter<Gateway> {
+    OpenApiRouter::new()
+        .merge(health::routes())
+        .merge(workers::routes())
+        .merge(agents::routes())
+        .merge(conversations::routes())
+        .merge(turns::routes())
+        .merge(ingest::routes())
+}
+
+/// The gateway's routes over `host`. [`serve`] is this with connections; alone, it is for tests and for embedding.
+pub fn router(host: Host) -> Router {
+    Gateway::new(host).router()
+}
+
+/// `GET /metrics`, for a listener of its own: the figures count tenants.
+pub fn metrics_router(handle: PrometheusHandle) -> Router {
+    let render = async move || {
+        let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        ([(header::CONTENT_TYPE, text)], handle.render()).into_response()
+    };
+    Router::new().route("/metrics", get(render))
+}

@@ -1,0 +1,173 @@
+//! Who calls: `Authorization: Bearer th_…` → [`Caller`], and whether the key may do what the route does.
+//!
+//! Every route but health, readiness and the document takes a [`May`]: without one it has no caller, and without a caller nothing that is
+//! [`crate::caller::Owned`] opens.
+
+use std::marker::PhantomData;
+use std::net::IpAddr;
+
+use axum::extract::FromRequestParts;
+use axum::http::header;
+use axum::http::request::Parts;
+
+use super::Gateway;
+use super::problem::{Code, Problem};
+use crate::caller::{Caller, Scopes};
+use crate::ids::UserId;
+
+/// The address of a connection's other end, in the extensions of its requests.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub IpAddr);
+
+/// What a route demands of a key.
+pub trait Right {
+    /// One of these is enough.
+    const ANY_OF: &[Scopes];
+}
+
+macro_rules! rights {
+    ($($(#[$doc:meta])* $name:ident = [$($scope:ident),+];)*) => {
+        $($(#[$doc])* #[derive(Debug, Clone, Copy)] pub struct $name;
+        impl Right for $name { const ANY_OF: &[Scopes] = &[$(Scopes::$scope),+]; })*
+    };
+}
+
+rights! {
+    /// Runs turns and reads one's own.
+    Converse = [TURNS];
+    /// Changes workers and agents.
+    Deploy = [DEPLOY];
+    /// Sees which agents there are.
+    SeeAgents = [TURNS, DEPLOY];
+    /// Hands in envelopes.
+    Ingest = [INGEST];
+}
+
+/// A caller whose key has the right `R`.
+#[derive(Debug, Clone)]
+pub struct May<R> {
+    caller: Caller,
+    /// The key's scopes, also where it acts for another user.
+    pub key_scopes: Scopes,
+    right: PhantomData<R>,
+}
+
+impl<R> std::ops::Deref for May<R> {
+    type Target = Caller;
+    fn deref(&self) -> &Caller {
+        &self.caller
+    }
+}
+
+impl<R: Right + Send> FromRequestParts<Gateway> for May<R> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, gateway: &Gateway) -> Result<May<R>, Problem> {
+        let from = parts.extensions.get::<Peer>().map(|peer| peer.0);
+        let mut given = parts.headers.get_all(header::AUTHORIZATION).iter();
+        let secret = match (given.next(), given.next()) {
+            (Some(one), None) => one.to_str().ok().and_then(bearer),
+            _ => None,
+        };
+        let caller = gateway.host.keys.authenticate(secret, from).await?;
+        let may = May::check(caller)?;
+        match parts.uri.query().filter(|query| query.contains("user=")) {
+            None => Ok(may),
+            Some(query) => may.acting_for_query(query),
+        }
+    }
+}
+
+impl<R: Right> May<R> {
+    /// Whether the key has the right.
+    pub fn check(caller: Caller) -> Result<May<R>, Problem> {
+        if !R::ANY_OF.iter().any(|scope| caller.scopes.include(*scope)) {
+            return Err(missing(R::ANY_OF));
+        }
+        Ok(May { key_scopes: caller.scopes, caller, right: PhantomData })
+    }
+
+    /// The caller as `user`, where the request names one: who acts for a user sees what that user sees, and no more.
+    pub fn acting_for(&self, user: Option<&str>) -> Result<Caller, Problem> {
+        let Some(user) = user else { return Ok(self.caller.clone()) };
+        if !self.key_scopes.include(Scopes::ACT_AS) {
+            return Err(missing(&[Scopes::ACT_AS]));
+        }
+        Ok(Caller { org: self.caller.org.clone(), user: UserId::parse(user)?, scopes: Scopes::TURNS })
+    }
+
+    /// `?user=`: the same for requests without a body.
+    fn acting_for_query(mut self, query: &str) -> Result<May<R>, Problem> {
+        let user = query.split('&').find_map(|pair| pair.strip_prefix("user=")).map(percent_decoded);
+        self.caller = self.acting_for(user.as_deref())?;
+        Ok(self)
+    }
+}
+
+/// The token of `Bearer <token>`.
+fn bearer(value: &str) -> Option<&str> {
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim_start())
+}
+
+/// User ids have `:` and `@`, which clients may escape; an escape that is none stays and is refused as an id.
+fn percent_decoded(text: &str) -> String {
+    let uri = format!("/?user={text}");
+    let parsed = uri.parse().ok().and_then(|uri| {
+        axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&uri)
+            .ok()
+            .and_then(|query| query.0.into_iter().next())
+    });
+    parsed.map_or_else(|| text.to_owned(), |(_, value)| value)
+}
+
+/// The key lacks these.
+pub fn missing(any_of: &[Scopes]) -> Problem {
+    let names: Vec<String> = any_of.iter().map(ToString::to_string).collect();
+    let scope = names.join(" or ");
+    Problem::new(
+        Code::ScopeMissing,
+        format!("this key lacks the scope {scope}; use a key that has it (`turnhouse keys create --scopes …`)"),
+    )
+    .with("scope", names.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn may(scopes: &str) -> Result<May<Converse>, Problem> {
+        May::check(Caller {
+            org: "acme".parse().unwrap(),
+            user: "backend".parse().unwrap(),
+            scopes: Scopes::parse(scopes).unwrap(),
+        })
+    }
+
+    #[test]
+    fn a_missing_scope_is_named() {
+        let problem = may("deploy").unwrap_err();
+        assert_eq!(problem.code(), Code::ScopeMissing);
+        assert!(format!("{problem:?}").contains("turns"));
+        assert!(may("admin").is_ok());
+    }
+
+    #[test]
+    fn who_acts_for_a_user_is_that_user_and_no_more() {
+        let ann = may("admin,act_as").unwrap().acting_for(Some("ann")).unwrap();
+        assert_eq!(ann.user.as_str(), "ann");
+        assert!(ann.sees(&"ann".parse().unwrap()) && !ann.sees(&"bob".parse().unwrap()));
+        assert_eq!(may("admin").unwrap().acting_for(Some("ann")).unwrap_err().code(), Code::ScopeMissing);
+        assert_eq!(may("turns,act_as").unwrap().acting_for(Some("a/b")).unwrap_err().code(), Code::InvalidId);
+        let query = may("turns,act_as").unwrap().acting_for_query("limit=1&user=ann%40example.org").unwrap();
+        assert_eq!(query.user.as_str(), "ann@example.org");
+    }
+
+    #[test]
+    fn a_bearer_token_is_read_whatever_the_case_of_its_scheme() {
+        assert_eq!(bearer("Bearer th_1"), Some("th_1"));
+        assert_eq!(bearer("bearer th_1"), Some("th_1"));
+        assert_eq!(bearer("Basic th_1"), None);
+        assert_eq!(bearer("th_1"), None);
+    }
+}

@@ -1,0 +1,176 @@
+//! Request bodies: bounded in bytes and time, read once, parsed once, with errors that name the field.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderMap, header};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+
+use super::negotiate::content_type_is;
+use super::problem::{Code, Problem};
+
+/// How long a client may take to send a JSON body.
+const JSON_BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a client may take to send a module.
+const MODULE_BODY_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// A JSON body's bytes, which are UTF-8.
+#[derive(Debug, Clone)]
+pub struct JsonBytes(Bytes);
+
+impl JsonBytes {
+    /// Reads `request`'s body, which must be JSON of at most `bytes_max` bytes.
+    pub async fn read(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<JsonBytes, Problem> {
+        if !content_type_is(headers, "application/json") {
+            return Err(Problem::new(
+                Code::UnsupportedMediaType,
+                "this route reads JSON; send `Content-Type: application/json`",
+            ));
+        }
+        let bytes = read(headers, body, bytes_max, JSON_BODY_TIMEOUT, Code::BodyTooLarge).await?;
+        JsonBytes::check(bytes)
+    }
+
+    fn check(bytes: Bytes) -> Result<JsonBytes, Problem> {
+        match std::str::from_utf8(&bytes) {
+            Ok(_) => Ok(JsonBytes(bytes)),
+            Err(error) => {
+                let at = error.valid_up_to();
+                Err(Problem::new(Code::MalformedRequest, format!("the body is not UTF-8 at byte {at}; JSON is UTF-8")))
+            }
+        }
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("checked when it was read")
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &Bytes {
+        &self.0
+    }
+
+    /// Parses it. What does not fit is `misfit`, unless it is no JSON at all or an unknown field.
+    pub fn parse<'a, T: serde::Deserialize<'a>>(&'a self, misfit: Code) -> Result<T, Problem> {
+        serde_json::from_str(self.as_str()).map_err(|error| explain(&error, misfit))
+    }
+
+    /// Parses it, and names the path of what does not fit. Costs a second parse, of a body that is refused anyway.
+    pub fn parse_named<T: DeserializeOwned>(&self, misfit: Code) -> Result<T, Problem> {
+        serde_json::from_str(self.as_str()).map_err(|error| {
+            let problem = explain(&error, misfit);
+            if problem.code() != misfit {
+                return problem;
+            }
+            let named = axum::Json::<T>::from_bytes(&self.0).err().map(|rejection| rejection.body_text());
+            let text =
+                named.as_deref().and_then(|text| text.split_once("target type: ")).map(|(_, text)| text.to_owned());
+            text.map_or(problem, |text| Problem::new(misfit, text))
+        })
+    }
+}
+
+/// Reads a module: `application/wasm` of at most `bytes_max` bytes.
+pub async fn read_module(request: Request, bytes_max: usize) -> Result<Bytes, Problem> {
+    let (parts, body) = request.into_parts();
+    if !content_type_is(&parts.headers, "application/wasm") {
+        return Err(Problem::new(
+            Code::UnsupportedMediaType,
+            "this route reads a WebAssembly module; send `Content-Type: application/wasm`",
+        ));
+    }
+    read(&parts.headers, body, bytes_max, MODULE_BODY_TIMEOUT, Code::ModuleTooLarge).await
+}
+
+async fn read(
+    headers: &HeaderMap,
+    body: Body,
+    bytes_max: usize,
+    timeout: Duration,
+    too_large: Code,
+) -> Result<Bytes, Problem> {
+    let over = || Problem::new(too_large, format!("the body is over this host's limit of {bytes_max} bytes"));
+    // A length that says so is refused before the body is read.
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > bytes_max as u64) {
+        return Err(over());
+    }
+    match tokio::time::timeout(timeout, Limited::new(body, bytes_max).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(over()),
+        Ok(Err(_)) => Err(Problem::new(Code::MalformedRequest, "the body broke off before its end")),
+        Err(_) => {
+            let seconds = timeout.as_secs();
+            Err(Problem::new(Code::MalformedRequest, format!("the body did not arrive within {seconds} s")))
+        }
+    }
+}
+
+/// A JSON error as a problem.
+pub fn explain(error: &serde_json::Error, misfit: Code) -> Problem {
+    let text = error.to_string();
+    if let Some(problem) = unknown_field(&text) {
+        return problem;
+    }
+    match error.classify() {
+        serde_json::error::Category::Data => Problem::new(misfit, text),
+        _ => Problem::new(Code::MalformedRequest, format!("the body is not JSON: {text}")),
+    }
+}
+
+/// serde says "unknown field `x`, expected …" and nothing more structured.
+pub fn unknown_field(text: &str) -> Option<Problem> {
+    let (_, rest) = text.split_once("unknown field `")?;
+    let (name, expected) = rest.split_once('`')?;
+    let name: String = name.chars().take(100).collect();
+    let expected = expected.split(" at line ").next().unwrap_or_default();
+    Some(Problem::new(Code::UnknownField, format!("unknown field `{name}`{expected}")).with("field", name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::AgentSettings;
+
+    fn headers(content_type: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(header::CONTENT_TYPE, content_type.parse().unwrap())])
+    }
+
+    fn json(text: &str) -> JsonBytes {
+        JsonBytes::check(Bytes::copy_from_slice(text.as_bytes())).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_body_is_bounded_typed_and_utf_8() {
+        let read = async |kind: &'static str, body: &'static [u8]| {
+            JsonBytes::read(&headers(kind), Body::from(body), 8).await.map(|b| b.0).map_err(|p| p.code())
+        };
+        assert_eq!(read("application/json", b"{}").await, Ok(Bytes::from_static(b"{}")));
+        assert_eq!(read("text/plain", b"{}").await, Err(Code::UnsupportedMediaType));
+        assert_eq!(read("application/json", b"123456789").await, Err(Code::BodyTooLarge));
+        assert_eq!(read("application/json", b"\"\xff\"").await, Err(Code::MalformedRequest));
+        let mut lying = headers("application/json");
+        lying.insert(header::CONTENT_LENGTH, "9000000000".parse().unwrap());
+        let refused = JsonBytes::read(&lying, Body::from("{}"), 8).await.unwrap_err();
+        assert_eq!(refused.code(), Code::BodyTooLarge);
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        let parse = |text: &str| json(text).parse_named::<AgentSettings>(Code::InvalidSetting).unwrap_err();
+        let unknown = parse(r#"{"worker":"echo","limits":{"turn_timeout":1}}"#);
+        assert_eq!(unknown.code(), Code::UnknownField);
+        assert!(format!("{unknown:?}").contains("turn_timeout"), "{unknown:?}");
+        let misfit = parse(r#"{"worker":"echo","limits":{"turn_timeout_ms":"long"}}"#);
+        assert_eq!(misfit.code(), Code::InvalidSetting);
+        assert!(format!("{misfit:?}").contains("limits.turn_timeout_ms"), "{misfit:?}");
+        assert_eq!(parse("{").code(), Code::MalformedRequest);
+        assert_eq!(parse("").code(), Code::MalformedRequest);
+        assert_eq!(parse("[1]").code(), Code::InvalidSetting);
+    }
+}

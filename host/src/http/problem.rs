@@ -1,0 +1,380 @@
+//! What a client is told when it does not get what it asked for: RFC 9457 problems with a stable code.
+//!
+//! HTTP statuses live here and nowhere below `http/`. A handler returns a [`Problem`]; `observe` renders it, because only there the
+//! request's id is known, and writes its cause to the log, once.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::ser::SerializeMap as _;
+
+use crate::admission::Refusal;
+use crate::ids::InvalidId;
+use crate::keys::AuthError;
+use crate::store::StoreError;
+use crate::submit::SubmitError;
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident = $status:literal $text:literal;)*) => {
+        /// Why a request was refused. Stable.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, utoipa::ToSchema)]
+        #[serde(rename_all = "snake_case")]
+        #[schema(as = ProblemCode)]
+        pub enum Code {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Code {
+            /// Every code.
+            pub const ALL: &[Code] = &[$(Code::$variant,)*];
+
+            /// As sent.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Code::$variant => $text,)* }
+            }
+
+            /// The status that it is sent with.
+            pub fn status(self) -> StatusCode {
+                StatusCode::from_u16(match self { $(Code::$variant => $status,)* }).expect("the table has statuses")
+            }
+        }
+    };
+}
+
+codes! {
+    /// Not what the route reads: JSON, UTF-8, a query.
+    MalformedRequest = 400 "malformed_request";
+    /// A field that the route does not know.
+    UnknownField = 400 "unknown_field";
+    /// An id has characters or a length that ids have not.
+    InvalidId = 400 "invalid_id";
+    /// The message is empty, too large or no message.
+    InvalidMessage = 400 "invalid_message";
+    /// A setting is out of bounds.
+    InvalidSetting = 400 "invalid_setting";
+    /// A cursor or `Last-Event-ID` that this host did not give.
+    InvalidCursor = 400 "invalid_cursor";
+    /// Not 1 to 255 visible ASCII characters.
+    InvalidIdempotencyKey = 400 "invalid_idempotency_key";
+    /// No key, or none that works.
+    Unauthenticated = 401 "unauthenticated";
+    /// The key may not do this.
+    ScopeMissing = 403 "scope_missing";
+    /// The envelope names an org that is not the key's.
+    OrgMismatch = 403 "org_mismatch";
+    /// It does not exist, or is not the caller's.
+    NotFound = 404 "not_found";
+    /// No agent was named and the org has no default.
+    NoDefaultAgent = 404 "no_default_agent";
+    /// The route exists, not with this method.
+    MethodNotAllowed = 405 "method_not_allowed";
+    /// None of the accepted media types can be sent.
+    NotAcceptable = 406 "not_acceptable";
+    /// `on_busy: reject`, and a turn is live.
+    ConversationBusy = 409 "conversation_busy";
+    /// An agent runs this worker.
+    WorkerInUse = 409 "worker_in_use";
+    /// The agent still has conversations.
+    AgentInUse = 409 "agent_in_use";
+    /// The agent cannot run turns yet.
+    AgentNotReady = 409 "agent_not_ready";
+    /// The request is over `request_body_bytes_max`.
+    BodyTooLarge = 413 "body_too_large";
+    /// The module is over `module_bytes_max`.
+    ModuleTooLarge = 413 "module_too_large";
+    /// The body is not of the type that the route reads.
+    UnsupportedMediaType = 415 "unsupported_media_type";
+    /// The key was used with another body.
+    IdempotencyMismatch = 422 "idempotency_mismatch";
+    /// No WebAssembly module that this host can run.
+    ModuleInvalid = 422 "module_invalid";
+    /// A component, a library or a reactor: not a WASI command.
+    ModuleNotCommand = 422 "module_not_command";
+    /// It imports what this host does not provide.
+    ModuleImportUnknown = 422 "module_import_unknown";
+    /// Too many functions, or too large ones.
+    ModuleTooComplex = 422 "module_too_complex";
+    /// It took too long to compile.
+    CompileTimeout = 422 "compile_timeout";
+    /// Too many failed authentications.
+    RateLimited = 429 "rate_limited";
+    /// Too many turns wait in the conversation.
+    ConversationQueueFull = 429 "conversation_queue_full";
+    /// Too many live turns of the org.
+    OrgQueueFull = 429 "org_queue_full";
+    /// The org has all that it may have.
+    QuotaExhausted = 429 "quota_exhausted";
+    /// Too many open streams.
+    TooManyStreams = 429 "too_many_streams";
+    /// Our fault.
+    Internal = 500 "internal";
+    /// Too many live turns of the host.
+    HostQueueFull = 503 "host_queue_full";
+    /// The host is stopping.
+    Draining = 503 "draining";
+    /// The database does not answer.
+    StoreUnavailable = 503 "store_unavailable";
+}
+
+impl Code {
+    /// From its text.
+    pub fn parse(text: &str) -> Option<Code> {
+        Code::ALL.iter().copied().find(|code| code.as_str() == text)
+    }
+
+    /// What `Retry-After` says where the case knows nothing better.
+    fn retry_after_s(self) -> Option<u64> {
+        match self {
+            Code::ConversationQueueFull | Code::HostQueueFull | Code::Draining | Code::StoreUnavailable => Some(1),
+            Code::OrgQueueFull | Code::TooManyStreams => Some(5),
+            Code::RateLimited | Code::QuotaExhausted => Some(60),
+            _ => None,
+        }
+    }
+}
+
+/// An answer that says no. Cheap to move; clones are made only to carry it in a response's extensions.
+#[derive(Clone)]
+pub struct Problem(Box<Inner>);
+
+#[derive(Clone)]
+struct Inner {
+    code: Code,
+    detail: Cow<'static, str>,
+    retry_after_s: Option<u64>,
+    facts: Vec<(&'static str, String)>,
+    cause: Option<String>,
+}
+
+impl Problem {
+    /// `detail` is for a person: what happened and what to do.
+    pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Problem {
+        let detail = detail.into();
+        let retry_after_s = code.retry_after_s();
+        Problem(Box::new(Inner { code, detail, retry_after_s, facts: Vec::new(), cause: None }))
+    }
+
+    /// Our fault: `cause` goes to the log, never to the client.
+    pub fn internal(cause: impl fmt::Display) -> Problem {
+        let detail = "the host failed; its log says why, under this request_id";
+        Problem::new(Code::Internal, detail).caused_by(cause)
+    }
+
+    /// What is not there, or not the caller's.
+    pub fn not_found(what: &str) -> Problem {
+        Problem::new(Code::NotFound, format!("there is no such {what}"))
+    }
+
+    /// For the log.
+    #[must_use]
+    pub fn caused_by(mut self, cause: impl fmt::Display) -> Problem {
+        self.0.cause = Some(cause.to_string());
+        self
+    }
+
+    /// Adds a member that belongs to the code.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Problem {
+        self.0.facts.push((name, value.into()));
+        self
+    }
+
+    /// Says when to come back.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u64) -> Problem {
+        self.0.retry_after_s = Some(seconds);
+        self
+    }
+
+    /// Its code.
+    pub fn code(&self) -> Code {
+        self.0.code
+    }
+
+    /// What the log should know and the client should not.
+    pub fn cause(&self) -> Option<&str> {
+        self.0.cause.as_deref()
+    }
+
+    /// Its body.
+    pub fn to_json(&self, request_id: Option<&str>) -> Vec<u8> {
+        serde_json::to_vec(&Body { problem: &self.0, request_id }).expect("texts serialise")
+    }
+
+    /// Its headers, over those that the response has.
+    pub fn write_headers(&self, headers: &mut HeaderMap) {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = self.0.retry_after_s {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.0.code == Code::Unauthenticated {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+    }
+}
+
+struct Body<'a> {
+    problem: &'a Inner,
+    request_id: Option<&'a str>,
+}
+
+impl serde::Serialize for Body<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("type", "about:blank")?;
+        map.serialize_entry("title", &self.problem.code.as_str().replace('_', " "))?;
+        map.serialize_entry("status", &self.problem.code.status().as_u16())?;
+        map.serialize_entry("code", self.problem.code.as_str())?;
+        map.serialize_entry("detail", &self.problem.detail)?;
+        for (name, value) in &self.problem.facts {
+            map.serialize_entry(name, value)?;
+        }
+        if let Some(id) = self.request_id {
+            map.serialize_entry("request_id", id)?;
+        }
+        map.end()
+    }
+}
+
+impl fmt::Debug for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.0.code.as_str(), self.0.detail)
+    }
+}
+
+impl IntoResponse for Problem {
+    /// The status, and itself for `observe` to render.
+    fn into_response(self) -> Response {
+        let mut response = self.0.code.status().into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<InvalidId> for Problem {
+    fn from(invalid: InvalidId) -> Problem {
+        Problem::new(Code::InvalidId, invalid.to_string())
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Problem {
+        match error {
+            StoreError::Corrupt(_) => Problem::internal(error),
+            _ => Problem::new(
+                Code::StoreUnavailable,
+                "the host's database does not answer; nothing was changed, try again",
+            )
+            .caused_by(error),
+        }
+    }
+}
+
+impl From<AuthError> for Problem {
+    fn from(error: AuthError) -> Problem {
+        match error {
+            // One text for none, wrong, expired and revoked: it tells nobody which keys exist.
+            AuthError::Unauthenticated => Problem::new(
+                Code::Unauthenticated,
+                "send a valid API key as `Authorization: Bearer th_…`; `turnhouse keys create` makes one",
+            ),
+            AuthError::TooManyFailures { retry_after_s } => Problem::new(
+                Code::RateLimited,
+                "too many failed authentications from this address; wait, then send a valid API key",
+            )
+            .retry_after(retry_after_s),
+            AuthError::Store(error) => {
+                Problem::new(Code::StoreUnavailable, "the host's database does not answer; try again").caused_by(error)
+            }
+        }
+    }
+}
+
+impl From<SubmitError> for Problem {
+    fn from(error: SubmitError) -> Problem {
+        match error {
+            SubmitError::Refused(refusal) => refusal.into(),
+            SubmitError::NoSuchAgent => Problem::not_found("agent"),
+            SubmitError::Draining => {
+                Problem::new(Code::Draining, "this host is stopping and takes no new turns; nothing was accepted, try again")
+            }
+            SubmitError::Store(StoreError::Corrupt(cause)) => Problem::internal(cause),
+            // The answer to the write may be what got lost: only a key makes the retry harmless.
+            SubmitError::Store(error) => Problem::new(
+                Code::StoreUnavailable,
+                "the host's database does not answer; try again with the same Idempotency-Key, so that the message runs once",
+            )
+            .caused_by(error),
+        }
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Problem {
+        match refusal {
+            Refusal::NotFound => Problem::not_found("conversation"),
+            Refusal::IdempotencyMismatch => Problem::new(
+                Code::IdempotencyMismatch,
+                "this Idempotency-Key came with another body before; send the same body, or a new key",
+            ),
+            Refusal::ConversationBusy { active } => Problem::new(
+                Code::ConversationBusy,
+                "a turn of this conversation is live; follow its events, cancel it, or send the message with on_busy \"enqueue\" or \"interrupt\"",
+            )
+            .with("active_turn_id", active.to_string())
+            .with("events", format!("/v1/turns/{active}/events")),
+            Refusal::ConversationQueueFull => Problem::new(
+                Code::ConversationQueueFull,
+                "too many turns wait in this conversation; wait for one to end, or send on_busy \"interrupt\"",
+            ),
+            Refusal::OrgQueueFull => {
+                Problem::new(Code::OrgQueueFull, "too many turns of this org are live; wait for some to end")
+            }
+            Refusal::HostQueueFull => {
+                Problem::new(Code::HostQueueFull, "this host has as many live turns as it takes; try again")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::TurnId;
+
+    #[test]
+    fn codes_are_their_serde_names_and_come_back() {
+        for code in Code::ALL {
+            assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
+            assert_eq!(Code::parse(code.as_str()), Some(*code));
+            let waits = matches!(code.status().as_u16(), 429 | 503);
+            assert_eq!(code.retry_after_s().is_some(), waits, "{code:?}");
+        }
+        assert_eq!(Code::parse("nonsense"), None);
+    }
+
+    #[test]
+    fn a_busy_conversation_names_its_turn_and_its_stream() {
+        let active = TurnId::new();
+        let problem = Problem::from(Refusal::ConversationBusy { active });
+        let body: serde_json::Value = serde_json::from_slice(&problem.to_json(Some("r-1"))).unwrap();
+        assert_eq!(body["type"], "about:blank");
+        assert_eq!(body["title"], "conversation busy");
+        assert_eq!(body["status"], 409);
+        assert_eq!(body["code"], "conversation_busy");
+        assert_eq!(body["active_turn_id"], active.to_string());
+        assert_eq!(body["events"], format!("/v1/turns/{active}/events"));
+        assert_eq!(body["request_id"], "r-1");
+    }
+
+    #[test]
+    fn o6_a_cause_is_never_in_the_body() {
+        let problem = Problem::internal("password=hunter2");
+        assert!(!String::from_utf8(problem.to_json(Some("r"))).unwrap().contains("hunter2"));
+        assert_eq!(problem.cause(), Some("password=hunter2"));
+        let store = Problem::from(StoreError::Unavailable("/secret/path".to_owned()));
+        assert!(!String::from_utf8(store.to_json(None)).unwrap().contains("/secret"));
+    }
+}

@@ -1,0 +1,101 @@
+//! `/v1/workers`: modules come in, are listed, and go.
+
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::Gateway;
+use super::auth::{Deploy, May};
+use super::body::read_module;
+use super::page::{List, PageQuery, name_cursor};
+use super::params::Ids;
+use super::problem::{Code, Problem};
+use super::views::{WorkerView, json};
+use crate::ids::WorkerName;
+use crate::registry::UploadError;
+use crate::store::{Deleted, PutWorker};
+
+/// Its routes.
+pub fn routes() -> OpenApiRouter<Gateway> {
+    OpenApiRouter::new().routes(routes!(list_workers)).routes(routes!(put_worker, get_worker, delete_worker))
+}
+
+/// Upload a module
+///
+/// Validates, compiles and stores it as the worker's next version. The bytes of an existing version again are that version.
+#[utoipa::path(put, path = "/v1/workers/{worker}", tag = "workers", params(("worker" = WorkerName, Path)),
+    request_body(content_type = "application/wasm", content = Vec<u8>),
+    responses((status = 201, description = "A new version", body = WorkerView), (status = 200, description = "These bytes were this version already", body = WorkerView)))]
+async fn put_worker(
+    State(gateway): State<Gateway>,
+    caller: May<Deploy>,
+    Ids(worker): Ids<WorkerName>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let _room = gateway.uploads.acquire().await.expect("it is never closed");
+    let wasm = read_module(request, gateway.host.config.limits.module_bytes_max).await?;
+    match gateway.host.upload_worker(&caller.org, &worker, wasm).await {
+        Ok(PutWorker::Created(version)) => json(StatusCode::CREATED, &WorkerView::from(version)),
+        Ok(PutWorker::Existing(version)) => json(StatusCode::OK, &WorkerView::from(version)),
+        Ok(PutWorker::Full(why)) => Err(Problem::new(Code::QuotaExhausted, why)),
+        Err(UploadError::Refused(refusal)) => {
+            Err(Problem::new(Code::parse(refusal.code()).unwrap_or(Code::ModuleInvalid), refusal.to_string()))
+        }
+        Err(UploadError::Store(error)) => Err(error.into()),
+    }
+}
+
+/// List workers
+///
+/// The newest version of each, by name.
+#[utoipa::path(get, path = "/v1/workers", tag = "workers", responses((status = 200, description = "A page", body = List<WorkerView>)))]
+async fn list_workers(
+    State(gateway): State<Gateway>,
+    caller: May<Deploy>,
+    query: PageQuery,
+) -> Result<Response, Problem> {
+    let after: Option<WorkerName> = query.after_name('w')?;
+    let page = gateway.host.store.workers(&caller.org, after.as_ref(), query.limit).await?;
+    let next = page.items.last().filter(|_| page.more).map(|last| name_cursor('w', &last.worker));
+    let items = page.items.into_iter().map(WorkerView::from).collect();
+    json(StatusCode::OK, &List { items, next })
+}
+
+/// List a worker's versions
+///
+/// Newest first.
+#[utoipa::path(get, path = "/v1/workers/{worker}", tag = "workers", params(("worker" = WorkerName, Path)),
+    responses((status = 200, description = "All its versions", body = List<WorkerView>)))]
+async fn get_worker(
+    State(gateway): State<Gateway>,
+    caller: May<Deploy>,
+    Ids(worker): Ids<WorkerName>,
+) -> Result<Response, Problem> {
+    let versions = gateway.host.store.worker_versions(&caller.org, &worker).await?;
+    if versions.is_empty() {
+        return Err(Problem::not_found("worker"));
+    }
+    json(StatusCode::OK, &List::whole(versions.into_iter().map(WorkerView::from).collect()))
+}
+
+/// Delete a worker
+///
+/// With all its versions, unless an agent runs it.
+#[utoipa::path(delete, path = "/v1/workers/{worker}", tag = "workers", params(("worker" = WorkerName, Path)),
+    responses((status = 204, description = "It is gone")))]
+async fn delete_worker(
+    State(gateway): State<Gateway>,
+    caller: May<Deploy>,
+    Ids(worker): Ids<WorkerName>,
+) -> Result<Response, Problem> {
+    match gateway.host.delete_worker(&caller.org, &worker).await? {
+        Deleted::Done => Ok(StatusCode::NO_CONTENT.into_response()),
+        Deleted::NotFound => Err(Problem::not_found("worker")),
+        Deleted::InUse(by) => Err(Problem::new(
+            Code::WorkerInUse,
+            format!("{by} uses worker {worker}; give that agent another worker, or delete it first"),
+        )),
+    }
+}

@@ -1,0 +1,258 @@
+//! Gathers writes into batches: whatever is pending when the last batch is durable goes into the next, in one transaction.
+//!
+//! There is no artificial delay: one client alone pays one commit's time, many clients share one. The journal has a thread of its own, so
+//! that a blocking store delays nobody else. What a batch brings about (turns that ended, turns that were claimed) is told to an
+//! [`Observer`] right there, before whoever waits for the answer wakes.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::clock::Clock;
+use crate::events::LiveTurn;
+use crate::ids::TurnId;
+use crate::kill_point;
+use crate::slots::Slot;
+use crate::store::{
+    Accept, AcceptResult, Append, ClaimRequest, Claimed, Commit, CommitResult, Ended, Fenced, Requeue, Store,
+    StoreError, Write, Written,
+};
+
+/// At most so many writes share a transaction.
+const BATCH_MAX: usize = 256;
+
+/// Why a write has no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum JournalError {
+    /// The store did not take the batch; nothing of it was written. Try again.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(Arc<str>),
+    /// The item alone was refused by a constraint: our bug.
+    #[error("the store refused the write: {0}")]
+    Rejected(String),
+    /// The journal has ended with the host.
+    #[error("the host has stopped")]
+    Closed,
+}
+
+impl From<JournalError> for StoreError {
+    fn from(error: JournalError) -> StoreError {
+        StoreError::Unavailable(error.to_string())
+    }
+}
+
+/// What batches bring about. Called on the journal's thread: quick, and never waiting.
+pub trait Observer: Send + Sync + 'static {
+    /// A message was not accepted as this turn.
+    fn not_accepted(&self, turn: TurnId);
+    /// A turn has ended, durably.
+    fn ended(&self, ended: &Ended);
+    /// A turn was claimed into a slot.
+    fn claimed(&self, claimed: Claimed, slot: Slot);
+    /// Turns were accepted, promoted or given back, and no slot has come for them yet.
+    fn backlog(&self);
+    /// An append of a running turn was answered; `again` when it must be tried once more.
+    fn appended(&self, live: &Arc<LiveTurn>, bytes: usize, fenced: Fenced, again: Option<Append>);
+}
+
+type Answer<T> = oneshot::Sender<Result<T, JournalError>>;
+
+/// Who waits for an answer. Slots are those that the write may fill.
+enum Waiter {
+    Accept(Answer<AcceptResult>, TurnId, Option<Slot>),
+    Claim(Answer<ClaimOutcome>, Vec<Slot>),
+    Commit(Answer<CommitResult>),
+    Fenced(Answer<Fenced>),
+    /// The live turn's own append.
+    Live(Arc<LiveTurn>, usize, Append),
+}
+
+/// What a claim found.
+#[derive(Debug, Default)]
+pub struct ClaimOutcome {
+    /// How many turns it started.
+    pub started: usize,
+    /// Envelopes that the gate's column refused: they hold no slot, and it is the claimer's to judge whether they were refused too often.
+    pub refused: Vec<Claimed>,
+}
+
+/// A handle to the journal.
+#[derive(Clone)]
+pub struct Journal {
+    entries: mpsc::UnboundedSender<(Write, Waiter)>,
+}
+
+/// The journal before it runs.
+pub struct Pending {
+    entries: mpsc::UnboundedReceiver<(Write, Waiter)>,
+}
+
+impl Journal {
+    /// The handle, and what [`Pending::run`] makes a thread of once its observer exists.
+    pub fn new() -> (Journal, Pending) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Journal { entries: sender }, Pending { entries: receiver })
+    }
+
+    async fn write<T>(&self, write: Write, waiter: impl FnOnce(Answer<T>) -> Waiter) -> Result<T, JournalError> {
+        let (answer, answered) = oneshot::channel();
+        self.entries.send((write, waiter(answer))).map_err(|_| JournalError::Closed)?;
+        answered.await.unwrap_or(Err(JournalError::Closed))
+    }
+
+    /// Accepts a message; a claim that comes with it fills `slot`.
+    pub async fn accept(&self, accept: Accept, slot: Option<Slot>) -> Result<AcceptResult, JournalError> {
+        let turn = accept.turn;
+        self.write(Write::Accept(Box::new(accept)), |answer| Waiter::Accept(answer, turn, slot)).await
+    }
+
+    /// Claims ready turns into `slots`.
+    pub async fn claim(&self, request: ClaimRequest, slots: Vec<Slot>) -> Result<ClaimOutcome, JournalError> {
+        self.write(Write::Claim(request), |answer| Waiter::Claim(answer, slots)).await
+    }
+
+    /// Ends a turn, unless somebody else has.
+    pub async fn commit(&self, commit: Commit) -> Result<CommitResult, JournalError> {
+        self.write(Write::Commit(Box::new(commit)), Waiter::Commit).await
+    }
+
+    /// Gives a turn back.
+    pub async fn requeue(&self, requeue: Requeue) -> Result<Fenced, JournalError> {
+        self.write(Write::Requeue(requeue), Waiter::Fenced).await
+    }
+
+    /// Makes the start of an effect durable.
+    pub async fn begin_effect(&self, append: Append) -> Result<Fenced, JournalError> {
+        self.write(Write::BeginEffect(append), Waiter::Fenced).await
+    }
+
+    /// Appends a live turn's events; the observer hears what became of it.
+    pub fn append(&self, append: Append, live: Arc<LiveTurn>, bytes: usize) {
+        let again = append.clone();
+        let _ = self.entries.send((Write::Append(append), Waiter::Live(live, bytes, again)));
+    }
+}
+
+impl Pending {
+    /// Starts the thread. It ends when every handle is gone, after the last pending write.
+    pub fn run<O: Observer>(
+        mut self,
+        store: Arc<dyn Store>,
+        clock: Clock,
+        observer: O,
+    ) -> std::io::Result<std::thread::JoinHandle<()>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("journal".to_owned()).spawn(move || {
+            let mut pending = Vec::with_capacity(BATCH_MAX);
+            while let Some(first) = self.entries.blocking_recv() {
+                pending.push(first);
+                while pending.len() < BATCH_MAX
+                    && let Ok(next) = self.entries.try_recv()
+                {
+                    pending.push(next);
+                }
+                metrics::histogram!("turnhouse_journal_batch_writes").record(pending.len() as f64);
+                let (writes, waiters): (Vec<Write>, Vec<Waiter>) = pending.drain(..).unzip();
+                let (accepts, commits) =
+                    (any(&writes, |w| matches!(w, Write::Accept(_))), any(&writes, |w| matches!(w, Write::Commit(_))));
+                let written = runtime.block_on(store.write(writes, clock.now()));
+                if accepts {
+                    kill_point::pass("after_accept");
+                }
+                if commits {
+                    kill_point::pass("after_commit");
+                }
+                settle(written, waiters, &observer);
+            }
+        })
+    }
+}
+
+fn any(writes: &[Write], is: impl Fn(&Write) -> bool) -> bool {
+    cfg!(debug_assertions) && writes.iter().any(is)
+}
+
+/// Tells everyone what became of a batch.
+fn settle<O: Observer>(written: Result<Vec<Written>, StoreError>, waiters: Vec<Waiter>, observer: &O) {
+    match written {
+        Ok(written) => {
+            assert_eq!(written.len(), waiters.len(), "one answer an item");
+            for (written, waiter) in written.into_iter().zip(waiters) {
+                settle_one(written, waiter, observer);
+            }
+        }
+        Err(error) => {
+            tracing::error!(%error, writes = waiters.len(), "a batch was not written");
+            metrics::counter!("turnhouse_store_errors_total").increment(1);
+            let failed = JournalError::Unavailable(error.to_string().into());
+            waiters.into_iter().for_each(|waiter| fail(waiter, &failed, observer));
+        }
+    }
+}
+
+fn fail<O: Observer>(waiter: Waiter, error: &JournalError, observer: &O) {
+    let error = error.clone();
+    // Whoever has gone away in the meantime wants no answer.
+    match waiter {
+        Waiter::Accept(answer, turn, _) => {
+            observer.not_accepted(turn);
+            drop(answer.send(Err(error)));
+        }
+        Waiter::Claim(answer, _) => drop(answer.send(Err(error))),
+        Waiter::Commit(answer) => drop(answer.send(Err(error))),
+        Waiter::Fenced(answer) => drop(answer.send(Err(error))),
+        Waiter::Live(live, bytes, append) => match error {
+            JournalError::Rejected(_) => observer.appended(&live, bytes, Fenced::Stale, None),
+            _ => observer.appended(&live, bytes, Fenced::Done, Some(append)),
+        },
+    }
+}
+
+fn settle_one<O: Observer>(written: Written, waiter: Waiter, observer: &O) {
+    match (written, waiter) {
+        (Written::Accept(mut result), Waiter::Accept(answer, turn, slot)) => {
+            if let AcceptResult::Accepted { interrupted, claimed } = &mut result {
+                interrupted.iter().for_each(|ended| observer.ended(ended));
+                match (claimed.take(), slot) {
+                    (Some(claimed), Some(slot)) => observer.claimed(*claimed, slot),
+                    (Some(claimed), None) => unreachable!("{} was claimed without a slot", claimed.lease.turn),
+                    (None, _unused) => observer.backlog(),
+                }
+            } else {
+                observer.not_accepted(turn);
+            }
+            let _ = answer.send(Ok(result));
+        }
+        (Written::Claim(claimed), Waiter::Claim(answer, slots)) => {
+            let mut slots = slots.into_iter();
+            let mut outcome = ClaimOutcome::default();
+            for claimed in claimed {
+                if claimed.refused.is_some() {
+                    outcome.refused.push(claimed);
+                } else {
+                    outcome.started += 1;
+                    observer.claimed(claimed, slots.next().expect("no more is claimed than there are slots"));
+                }
+            }
+            let _ = answer.send(Ok(outcome));
+        }
+        (Written::Commit(result), Waiter::Commit(answer)) => {
+            if let CommitResult::Won(ended) = &result {
+                observer.ended(ended);
+                if ended.promoted {
+                    observer.backlog();
+                }
+            }
+            let _ = answer.send(Ok(result));
+        }
+        (Written::Requeue(fenced) | Written::Append(fenced), Waiter::Fenced(answer)) => {
+            let _ = answer.send(Ok(fenced));
+        }
+        (Written::Append(fenced), Waiter::Live(live, bytes, _)) => observer.appended(&live, bytes, fenced, None),
+        (Written::Failed(why), waiter) => {
+            tracing::error!(why, "a write was refused by the store");
+            fail(waiter, &JournalError::Rejected(why), observer);
+        }
+        (written, _) => unreachable!("a write was answered with {written:?}"),
+    }
+}

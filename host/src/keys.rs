@@ -1,0 +1,253 @@
+//! API keys: how one is made, what is kept of it, and who a presented key stands for.
+//!
+//! A key is `th_` and 256 random bits in hex. It is shown once; only its SHA-256 is kept, which needs no salt because nobody can guess 256 bits.
+//! [`Authenticator`] answers from memory for [`TRUSTED_FOR`], so that a warm path makes no round trip to the store and a revoked key stops
+//! within two seconds. It knows nothing of HTTP; `http/` asks it; `http::serve` and the
+//! host's drain drive [`Authenticator::record_last_use`].
+
+use std::collections::HashSet;
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
+
+use crate::caller::{Caller, Scopes};
+use crate::clock::{Clock, Timestamp};
+use crate::ids::{OrgId, UserId};
+use crate::store::{KeyRecord, Store, StoreError};
+
+/// What every key begins with: secret scanners and people recognise it.
+pub const PREFIX: &str = "th_";
+
+/// How long a key's record is believed before the store is asked again.
+pub const TRUSTED_FOR: Duration = Duration::from_secs(1);
+
+/// How long an address is counted from its first failure.
+const FAILURES_WINDOW: Duration = Duration::from_secs(60);
+
+/// How long a key that was good is looked up even for an address that failed too often: whoever shares a proxy with an attacker goes on.
+const VOUCHED_FOR: Duration = Duration::from_secs(3600);
+
+/// Keys and addresses that are remembered at once.
+const REMEMBERED_MAX: u64 = 20_000;
+
+/// A key that has just been made. Its secret is nowhere else: show it now.
+pub struct NewKey {
+    /// What the client sends.
+    pub secret: String,
+    /// What [`Store::create_key`] is given.
+    pub hash: [u8; 32],
+    /// What is kept beside it.
+    pub record: KeyRecord,
+}
+
+impl fmt::Debug for NewKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewKey").field("record", &self.record).finish_non_exhaustive()
+    }
+}
+
+/// Makes a key. Nothing is stored.
+pub fn mint(
+    org: OrgId,
+    user: UserId,
+    scopes: Scopes,
+    name: impl Into<String>,
+    expires_at: Option<Timestamp>,
+    now: Timestamp,
+) -> NewKey {
+    let mut random = [0; 32];
+    getrandom::fill(&mut random).expect("the system has random bytes");
+    let secret = format!("{PREFIX}{}", hex::encode(random));
+    let hash = hash(&secret).expect("it has the form of a key");
+    let record = KeyRecord {
+        id: hex::encode(&hash[..8]),
+        org,
+        user,
+        scopes,
+        name: name.into(),
+        created_at: now,
+        expires_at,
+        revoked_at: None,
+        last_used_at: None,
+    };
+    NewKey { secret, hash, record }
+}
+
+/// The SHA-256 under which a key is kept. `None`: it has not the form of a key, and no store need be asked.
+pub fn hash(secret: &str) -> Option<[u8; 32]> {
+    let digits = secret.strip_prefix(PREFIX)?;
+    let formed = digits.len() == 64 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    formed.then(|| Sha256::digest(secret.as_bytes()).into())
+}
+
+/// Why a request is nobody's. Which of wrong, expired and revoked it was is not told.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AuthError {
+    /// No key, or none that works.
+    #[error("unauthenticated")]
+    Unauthenticated,
+    /// This address failed too often.
+    #[error("too many failed authentications")]
+    TooManyFailures {
+        /// When its count begins anew.
+        retry_after_s: u64,
+    },
+    /// The store does not answer.
+    #[error("{0}")]
+    Store(Arc<StoreError>),
+}
+
+/// A key's record as far as a request needs it.
+struct Known {
+    caller: Caller,
+    expires_at: Option<Timestamp>,
+}
+
+struct Failures {
+    since: Instant,
+    count: AtomicU32,
+}
+
+/// Turns a presented key into a [`Caller`].
+pub struct Authenticator {
+    store: Arc<dyn Store>,
+    clock: Clock,
+    failures_per_minute: u32,
+    /// Also remembers, as `None`, what is no key: guessing does not reach the store twice.
+    trusted: moka::future::Cache<[u8; 32], Option<Arc<Known>>>,
+    vouched: moka::sync::Cache<[u8; 32], ()>,
+    failures: moka::sync::Cache<IpAddr, Arc<Failures>>,
+    used: Mutex<HashSet<(OrgId, String)>>,
+}
+
+impl Authenticator {
+    /// One for `store`. An address that fails more than `failures_per_minute` times a minute is told to wait.
+    pub fn new(store: Arc<dyn Store>, clock: Clock, failures_per_minute: u32) -> Authenticator {
+        Authenticator {
+            store,
+            clock,
+            failures_per_minute,
+            trusted: moka::future::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_live(TRUSTED_FOR).build(),
+            vouched: moka::sync::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_idle(VOUCHED_FOR).build(),
+            failures: moka::sync::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_live(FAILURES_WINDOW).build(),
+            used: Mutex::default(),
+        }
+    }
+
+    /// Whose key this is. `from` is the address that presents it, where there is one.
+    pub async fn authenticate(&self, secret: Option<&str>, from: Option<IpAddr>) -> Result<Caller, AuthError> {
+        let Some(hash) = secret.and_then(hash) else { return Err(self.failed(from)) };
+        let known = match self.trusted.get(&hash).await {
+            Some(known) => known,
+            None => self.look_up(hash, from).await?,
+        };
+        match known {
+            Some(known) if known.expires_at.is_none_or(|at| self.clock.now() < at) => Ok(known.caller.clone()),
+            _ => Err(self.failed(from)),
+        }
+    }
+
+    /// Asks the store, once for all requests that want to know at the same moment.
+    async fn look_up(&self, hash: [u8; 32], from: Option<IpAddr>) -> Result<Option<Arc<Known>>, AuthError> {
+        if self.blocked(from).is_some() && !self.vouched.contains_key(&hash) {
+            return Err(self.failed(from));
+        }
+        let read = async {
+            let record = self.store.key(hash).await?.filter(|key| key.revoked_at.is_none());
+            Ok(record.map(|key| {
+                // A record is read when its key is used, once a second at most: that is the place to note the use.
+                self.used.lock().insert((key.org.clone(), key.id));
+                self.vouched.insert(hash, ());
+                let caller = Caller { org: key.org, user: key.user, scopes: key.scopes };
+                Arc::new(Known { caller, expires_at: key.expires_at })
+            }))
+        };
+        self.trusted.try_get_with(hash, read).await.map_err(AuthError::Store)
+    }
+
+    /// Counts a failure and says how it is answered.
+    fn failed(&self, from: Option<IpAddr>) -> AuthError {
+        let Some(from) = from.map(counted_as) else { return AuthError::Unauthenticated };
+        let failures =
+            self.failures.get_with(from, || Arc::new(Failures { since: Instant::now(), count: AtomicU32::new(0) }));
+        if failures.count.fetch_add(1, Ordering::Relaxed) < self.failures_per_minute {
+            return AuthError::Unauthenticated;
+        }
+        AuthError::TooManyFailures { retry_after_s: wait_s(&failures) }
+    }
+
+    fn blocked(&self, from: Option<IpAddr>) -> Option<u64> {
+        let failures = self.failures.get(&counted_as(from?))?;
+        (failures.count.load(Ordering::Relaxed) >= self.failures_per_minute).then(|| wait_s(&failures))
+    }
+
+    /// Writes down which keys were used since the last time; call it once a minute. What cannot be written is kept for the next time.
+    pub async fn record_last_use(&self) -> Result<(), StoreError> {
+        let used: Vec<_> = self.used.lock().drain().collect();
+        if used.is_empty() {
+            return Ok(());
+        }
+        let written = self.store.touch_keys(&used, self.clock.now()).await;
+        if written.is_err() {
+            self.used.lock().extend(used);
+        }
+        written
+    }
+}
+
+fn wait_s(failures: &Failures) -> u64 {
+    FAILURES_WINDOW.saturating_sub(failures.since.elapsed()).as_secs() + 1
+}
+
+/// Who has one IPv6 address has its /64.
+fn counted_as(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> NewKey {
+        let org = OrgId::parse("acme").unwrap();
+        mint(org, UserId::parse("ann").unwrap(), Scopes::TURNS, "laptop", None, Timestamp(1))
+    }
+
+    #[test]
+    fn a_key_is_256_random_bits_and_only_its_hash_is_kept() {
+        let (one, two) = (key(), key());
+        assert_ne!(one.secret, two.secret);
+        assert_eq!(one.secret.len(), 3 + 64);
+        assert_eq!(hash(&one.secret), Some(one.hash));
+        assert_eq!(one.record.id, hex::encode(one.hash)[..16]);
+        assert!(!format!("{one:?}").contains(&one.secret[3..]));
+    }
+
+    #[test]
+    fn what_is_not_formed_like_a_key_has_no_hash() {
+        let good = key().secret;
+        for bad in ["", "th_", "th_abc", &good[3..], &good[..66], &good.to_uppercase(), &format!("{good} ")] {
+            assert_eq!(hash(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_counted_by_its_network() {
+        let same = |a: &str, b: &str| counted_as(a.parse().unwrap()) == counted_as(b.parse().unwrap());
+        assert!(same("2001:db8:1:2::1", "2001:db8:1:2:ffff::9"));
+        assert!(!same("2001:db8:1:2::1", "2001:db8:1:3::1"));
+        assert!(same("::ffff:192.0.2.1", "192.0.2.1"));
+        assert!(!same("192.0.2.1", "192.0.2.2"));
+    }
+}

@@ -1,0 +1,221 @@
+//! One claimed turn, end to end: gate → prepare → instance → commit. The only module that knows both the store and the sandbox.
+//!
+//! Runs on the guests' runtime and holds the turn's slot until the instance is gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::agent::Agent;
+use crate::dispatch::{Dispatch, Running};
+use crate::event;
+use crate::events::LiveTurn;
+use crate::gate::{self, Grant};
+use crate::input::{self, History};
+use crate::journal::JournalError;
+use crate::kill_point;
+use crate::lease::Lease;
+use crate::sandbox::{Control, Finished, GuestLimits, Job, Output, Refused, Said, Stop, Worker};
+use crate::slots::Slot;
+use crate::store::{Claimed, Commit, CommitResult, Fenced, StagedSnapshot, StoreError};
+use crate::turn::{Failure, FailureCode, Outcome};
+
+/// How long a commit waits before it is tried again while the store does not answer.
+const COMMIT_AGAIN_MS: u64 = 100;
+
+/// Runs a claimed turn and ends it, or gives it back.
+pub async fn run(dispatch: Arc<Dispatch>, claimed: Claimed, slot: Slot) {
+    kill_point::pass("after_claim");
+    let lease = claimed.lease.clone();
+    if !dispatch.may_claim() {
+        // The claim was in flight when the drain began.
+        return dispatch.give_back(&lease).await;
+    }
+    let grant = match gate::decide(&claimed.envelope) {
+        Ok(grant) => grant,
+        Err(refusal) => {
+            // The store's column says the same; that it did not here is our bug, and no instance is made all the same.
+            tracing::error!(turn = %lease.turn, reason = refusal.as_str(), "the store let a turn start that the gate refuses");
+            return dispatch.fail(&lease, Failure::gate_refused(refusal)).await;
+        }
+    };
+    let prepared = match prepare(&dispatch, &claimed).await {
+        Ok(prepared) => prepared,
+        Err(Unprepared::Failed(failure)) => return dispatch.fail(&lease, failure).await,
+        Err(Unprepared::Store(error)) => {
+            tracing::warn!(turn = %lease.turn, %error, "a turn could not be prepared and goes back");
+            return dispatch.give_back(&lease).await;
+        }
+    };
+
+    let control = Arc::new(control(&dispatch, &lease, &prepared.agent));
+    let live = dispatch.live.begin(&lease, first_event(&claimed));
+    dispatch.track(Arc::new(Running {
+        lease: lease.clone(),
+        agent: claimed.agent.clone(),
+        turn_timeout_ms: prepared.agent.turn_timeout_ms(&dispatch.limits),
+        control: control.clone(),
+    }));
+    let parent = claimed.head.as_ref().map(|head| head.parent);
+    let job = Job {
+        limits: prepared.limits,
+        grant: grant.clone(),
+        control: control.clone(),
+        output: Arc::new(LiveOutput { dispatch: dispatch.clone(), live: live.clone() }),
+        input: input::of(claimed, &prepared.agent, prepared.history),
+    };
+    let finished = dispatch.sandbox.run(&prepared.worker, job).await;
+    kill_point::pass("after_run");
+    match control.stopped() {
+        // Whoever stopped it from outside has ended it, or given it back.
+        Some(Stop::Ended | Stop::TurnTimeout | Stop::IdleTimeout) => {}
+        Some(Stop::CpuTimeout) | None => commit(&dispatch, &lease, grant, parent, finished, &live).await,
+    }
+    dispatch.untrack(&lease);
+    drop(slot);
+}
+
+/// What a turn needs before its instance is made.
+struct Prepared {
+    agent: Arc<Agent>,
+    worker: Arc<Worker>,
+    limits: Arc<GuestLimits>,
+    history: History,
+}
+
+enum Unprepared {
+    Failed(Failure),
+    Store(StoreError),
+}
+
+impl From<StoreError> for Unprepared {
+    fn from(error: StoreError) -> Unprepared {
+        Unprepared::Store(error)
+    }
+}
+
+async fn prepare(dispatch: &Dispatch, claimed: &Claimed) -> Result<Prepared, Unprepared> {
+    let unavailable = |detail: String| Unprepared::Failed(Failure::new(FailureCode::ModuleUnavailable, detail));
+    let org = &claimed.lease.org;
+    let agent = dispatch.registry.agent_at(org, &claimed.agent, claimed.agent_revision).await?;
+    let (Some((agent, limits)), Some((name, version))) = (agent, &claimed.worker) else {
+        return Err(unavailable(format!(
+            "agent {} has been deleted; make it again with `turnhouse deploy`",
+            claimed.agent
+        )));
+    };
+    let worker = match dispatch.registry.worker(&dispatch.sandbox, org, name, *version).await? {
+        Ok(worker) => worker,
+        Err(why) => {
+            return Err(unavailable(format!("worker {name} version {version} cannot be run: {why}; deploy it again")));
+        }
+    };
+    if let Some(head) = &claimed.head
+        && let Some(snapshot) = &head.snapshot
+        && snapshot.body.is_none()
+    {
+        let detail = format!(
+            "the conversation's snapshot, of run {}, cannot be read; DELETE its snapshot to start from an empty state",
+            snapshot.run_id
+        );
+        return Err(Unprepared::Failed(Failure::new(FailureCode::SnapshotUnreadable, detail)));
+    }
+    let history = dispatch.registry.history(claimed, &agent).await?;
+    Ok(Prepared { agent, worker, limits, history })
+}
+
+fn control(dispatch: &Dispatch, lease: &Lease, agent: &Agent) -> Control {
+    let own = &agent.settings.limits;
+    Control::new(
+        Duration::from_millis(lease.remaining_ms(dispatch.clock.now())),
+        Duration::from_millis(own.idle_timeout_ms.unwrap_or(dispatch.limits.idle_timeout_ms)),
+        Duration::from_millis(own.cpu_timeout_ms.unwrap_or(dispatch.limits.cpu_timeout_ms)),
+    )
+}
+
+fn first_event(claimed: &Claimed) -> event::Event {
+    match (&claimed.worker, claimed.restarted) {
+        (Some((worker, version)), false) => event::started(claimed.lease.epoch, claimed.attempt, worker, *version),
+        _ => event::restarted(claimed.lease.epoch, claimed.attempt),
+    }
+}
+
+/// The turn's end, as the guest brought it about.
+async fn commit(
+    dispatch: &Dispatch,
+    lease: &Lease,
+    grant: Grant,
+    parent: Option<uuid::Uuid>,
+    finished: Finished,
+    live: &Arc<LiveTurn>,
+) {
+    if !finished.log.is_empty() {
+        tracing::debug!(target: "turnhouse::guest", turn = %lease.turn, dropped = finished.log_bytes_dropped, log = %String::from_utf8_lossy(&finished.log));
+    }
+    let snapshot = match (&finished.reply, grant, parent, finished.snapshot) {
+        (Ok(_), Grant::Shared(permit), Some(parent), Some(body)) => Some(StagedSnapshot { permit, parent, body }),
+        _ => None,
+    };
+    let outcome = match finished.reply {
+        Ok(reply) => Outcome::Completed { reply: reply.content, replaces_deltas: reply.replaces_deltas },
+        Err(failure) => Outcome::Failed(failure),
+    };
+    let commit = Commit {
+        org: lease.org.clone(),
+        turn: lease.turn,
+        epoch: Some(lease.epoch),
+        outcome,
+        snapshot,
+        tail: live.close(lease.epoch),
+        usage: Some(finished.usage),
+    };
+    commit_until_written(dispatch, commit).await;
+}
+
+/// Ends a turn, however long the store is away: the reply is kept here until it is back. `None` when the host stops first, or the store refuses the
+/// write itself; the lease's expiry or the sweeper ends the turn then.
+pub async fn commit_until_written(dispatch: &Dispatch, mut commit: Commit) -> Option<CommitResult> {
+    loop {
+        match dispatch.journal.commit(commit.clone()).await {
+            Ok(CommitResult::SnapshotConflict) => {
+                // The conversation was reset while the turn ran: its reply stands, its state is of a chain that is gone.
+                let dropped = commit.snapshot.take().expect("only a snapshot can conflict");
+                let data =
+                    event::raw(&serde_json::json!({ "bytes": dropped.body.len(), "reason": "conversation_reset" }));
+                commit.tail.events.push(("snapshot.rejected".into(), data));
+            }
+            Ok(result) => return Some(result),
+            Err(JournalError::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(COMMIT_AGAIN_MS)).await,
+            Err(error @ (JournalError::Rejected(_) | JournalError::Closed)) => {
+                tracing::error!(turn = %commit.turn, %error, "a turn could not be ended");
+                return None;
+            }
+        }
+    }
+}
+
+/// Sends what the guest says to its live turn, and through it to the log.
+struct LiveOutput {
+    dispatch: Arc<Dispatch>,
+    live: Arc<LiveTurn>,
+}
+
+#[async_trait]
+impl Output for LiveOutput {
+    fn say(&self, said: Said) -> bool {
+        self.dispatch.live.say(&self.live, &self.dispatch.journal, said)
+    }
+
+    async fn ready(&self) {
+        self.live.room(self.dispatch.limits.reader_buffer_bytes_max).await;
+    }
+
+    async fn begin_effect(&self, said: Said) -> Result<(), Refused> {
+        let append = self.dispatch.live.say_first(&self.live, said).ok_or(Refused)?;
+        match self.dispatch.journal.begin_effect(append).await {
+            Ok(Fenced::Done) => Ok(()),
+            Ok(Fenced::Stale) | Err(_) => Err(Refused),
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The engine's settings: what a guest may use of WebAssembly, and where its instances come from.
+//!
+//! It owns no instance. [`build`] is called once per process; where the address space has no room for the pool, the engine allocates on
+//! demand instead, which is slower and bounded by the host's permits alone.
+
+use wasmtime::{
+    Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Strategy,
+    WasmBacktraceDetails,
+};
+
+use super::SandboxConfig;
+
+/// Tables of one module. Toolchains emit one; the pool reserves room for each.
+pub(super) const TABLES_MAX: u32 = 4;
+
+/// Host-side bookkeeping of one instance: globals, imports, functions whose address is taken.
+const INSTANCE_BYTES_MAX: usize = 1024 * 1024;
+
+/// Kept of a native stack between two guests; calls deeper than this are decommitted.
+const STACK_KEEP_RESIDENT_BYTES: usize = 16 * 1024;
+
+/// Freed slots are reset in batches: one guest in sixteen pays for the system calls, if any are needed at all.
+const DECOMMIT_BATCH: usize = 16;
+
+/// Slots beyond the host's permits: a guest's slot is given back a moment after its permit may be.
+const SLOTS_SPARE: u32 = 16;
+
+/// Where instances come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Allocator {
+    /// Reserved at the start, reset between guests.
+    Pooling,
+    /// Mapped and unmapped per guest.
+    OnDemand,
+}
+
+/// Makes the engine, falling back to the on-demand allocator where the pool's address space cannot be had.
+pub(super) fn build(sandbox: &SandboxConfig) -> wasmtime::Result<(Engine, Allocator)> {
+    let slots = u32::try_from(sandbox.limits.host_running_max).unwrap_or(u32::MAX - SLOTS_SPARE) + SLOTS_SPARE;
+    let mut pooled = common(sandbox)?;
+    pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(sandbox, slots)));
+    match Engine::new(&pooled) {
+        Ok(engine) => {
+            warn_of_few_maps(slots);
+            Ok((engine, Allocator::Pooling))
+        }
+        Err(error) => {
+            tracing::warn!(
+                slots,
+                error = format!("{error:#}"),
+                "no address space for the pool of instances, so that each is now mapped on demand, which is several times slower; \
+                 lift `ulimit -v` or lower limits.host_running_max or limits.memory_bytes_max"
+            );
+            let mut on_demand = common(sandbox)?;
+            // What made the pool impossible would forbid a reservation of 4 GiB per guest as well.
+            on_demand
+                .allocation_strategy(InstanceAllocationStrategy::OnDemand)
+                .memory_reservation(0)
+                .memory_reservation_for_growth(1 << 20)
+                .memory_guard_size(64 * 1024)
+                .memory_may_move(true);
+            Ok((Engine::new(&on_demand)?, Allocator::OnDemand))
+        }
+    }
+}
+
+fn common(sandbox: &SandboxConfig) -> wasmtime::Result<Config> {
+    let limits = &sandbox.limits;
+    let mut config = Config::new();
+    // Winch is not meant for untrusted guests.
+    config.strategy(Strategy::Cranelift).cranelift_opt_level(OptLevel::Speed);
+    // A compilation stays on the thread that was given to it, at that thread's priority.
+    config.parallel_compilation(false);
+    config.epoch_interruption(true);
+    config.memory_init_cow(true);
+    config.max_wasm_stack(limits.wasm_stack_bytes_max).async_stack_size(limits.async_stack_bytes);
+    // Native stacks pass from one tenant's guest to another's.
+    config.async_stack_zeroing(sandbox.stack_zeroing);
+    // Names of functions are enough; a guest's debug information is hostile input that nothing needs parsed.
+    config.wasm_backtrace_details(WasmBacktraceDetails::Disable).generate_address_map(false);
+    config.gc_support(false);
+    config
+        .wasm_threads(false)
+        .wasm_shared_everything_threads(false)
+        .wasm_memory64(false)
+        .wasm_multi_memory(false)
+        .wasm_exceptions(false)
+        .wasm_gc(false)
+        .wasm_function_references(false)
+        .wasm_component_model(false)
+        .wasm_stack_switching(false)
+        .wasm_custom_page_sizes(false)
+        .wasm_wide_arithmetic(false)
+        // Its results differ between processors.
+        .wasm_relaxed_simd(false);
+    Ok(config)
+}
+
+fn pool(sandbox: &SandboxConfig, slots: u32) -> PoolingAllocationConfig {
+    let limits = &sandbox.limits;
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_core_instances(slots)
+        .total_memories(slots)
+        .total_tables(slots.saturating_mul(2))
+        .total_stacks(slots)
+        .total_component_instances(0)
+        .total_gc_heaps(0)
+        .max_memories_per_module(1)
+        .max_tables_per_module(TABLES_MAX)
+        .max_core_instance_size(INSTANCE_BYTES_MAX)
+        .max_memory_size(limits.memory_bytes_max)
+        .table_elements(limits.table_elements_max)
+        .linear_memory_keep_resident(sandbox.memory_keep_resident_bytes)
+        .table_keep_resident(64 * 1024)
+        .async_stack_keep_resident(STACK_KEEP_RESIDENT_BYTES)
+        .max_unused_warm_slots(slots)
+        .decommit_batch_size(DECOMMIT_BATCH)
+        // Wrong on this line of wasmtime where a process has many mappings; mended upstream in 50.
+        .pagemap_scan(Enabled::No);
+    pool
+}
+
+/// A live guest takes about six mappings; the kernel's bound on them is met long before memory is.
+fn warn_of_few_maps(slots: u32) {
+    const MAPS_PER_GUEST: u64 = 6;
+    let Ok(text) = std::fs::read_to_string("/proc/sys/vm/max_map_count") else { return };
+    let Ok(maps) = text.trim().parse::<u64>() else { return };
+    let needed = u64::from(slots) * MAPS_PER_GUEST;
+    if needed > maps {
+        tracing::warn!(
+            needed,
+            maps,
+            "limits.host_running_max guests need more memory maps than vm.max_map_count allows; raise it with `sysctl -w vm.max_map_count=…`"
+        );
+    }
+}

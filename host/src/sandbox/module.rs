@@ -1,0 +1,61 @@
+//! A worker's module, compiled and linked: what a turn is instantiated from.
+
+use wasmtime::{Engine, InstancePre, Linker, Module, ModuleExport};
+
+use super::guest::Guest;
+use super::host_calls::{MODULE, SPEAKING};
+use super::inspect::{ModuleRefusal, features};
+
+/// A compiled module with its imports resolved. Cheap to instantiate, any number of times at once.
+pub struct Worker {
+    pub(super) pre: InstancePre<Guest>,
+    pub(super) start: ModuleExport,
+    pub(super) memory: ModuleExport,
+    speaks: bool,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("speaks", &self.speaks).finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    /// Links a compiled module that was inspected before it was compiled.
+    pub(super) fn link(linker: &Linker<Guest>, module: &Module) -> Result<Worker, ModuleRefusal> {
+        let export = |name: &str| {
+            module.get_export_index(name).ok_or_else(|| {
+                ModuleRefusal::NotCommand(format!("the module exports no `{name}`; build a program with `main`"))
+            })
+        };
+        let speaks = module.imports().any(|import| import.module() == MODULE && SPEAKING.contains(&import.name()));
+        Ok(Worker {
+            start: export("_start")?,
+            memory: export("memory")?,
+            speaks,
+            pre: linker
+                .instantiate_pre(module)
+                .map_err(|error| ModuleRefusal::ImportUnknown(format!("the module cannot be linked: {error:#}")))?,
+        })
+    }
+
+    /// It speaks through `emit` and `reply`; its standard output goes to the log.
+    pub fn speaks(&self) -> bool {
+        self.speaks
+    }
+}
+
+/// Validates and compiles. Takes long: only ever on a thread that may be kept busy.
+pub(super) fn compile(engine: &Engine, wasm: &[u8]) -> Result<Module, ModuleRefusal> {
+    wasmparser::Validator::new_with_features(features()).validate_all(wasm).map_err(|error| {
+        let reason: String = error.to_string().chars().take(300).collect();
+        ModuleRefusal::Invalid(format!(
+            "the module is not valid: {reason}; build it for wasm32-wasip1 without newer proposals"
+        ))
+    })?;
+    // What is valid and still refused is over a limit of the engine: of the pool's slots, or of the compiler.
+    Module::new(engine, wasm).map_err(|error| {
+        let reason: String = format!("{error:#}").chars().take(300).collect();
+        ModuleRefusal::TooComplex(format!("the module is more than this host compiles: {reason}; link less into it"))
+    })
+}

@@ -1,0 +1,350 @@
+//! What every store must do, rule by rule, against the trait alone. A rule is a function over a [`World`]; each store's tests run them all
+//! (`conformance::rules!`), and its own checker looks at the tables after each.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use bytes::Bytes;
+
+use super::*;
+use crate::admission::{OnBusy, QueueBounds};
+use crate::content::Content;
+use crate::event::raw;
+use crate::gate::{self, Grant, SessionMode};
+
+pub(super) mod catalog;
+pub(super) mod queue;
+pub(super) mod snapshots;
+pub(super) mod tenants;
+pub(super) mod torture;
+pub(super) mod turns;
+
+/// One test a rule: `$world` makes a [`World`], `$check` looks at what a rule has left behind.
+macro_rules! rules {
+    ($world:path, $check:path) => {
+        $crate::store::conformance::rules! { @ $world, $check;
+            turns: [
+                t1_every_accepted_message_gets_one_end, t1_of_two_ends_in_one_batch_the_first_stands, t2_a_late_reply_changes_nothing,
+                t4_a_lost_election_is_not_an_error, t8_cancel_of_a_queued_turn_leaves_nothing, t8_cancel_twice_hits_nothing_else,
+                t10_a_poison_turn_ends_and_the_conversation_goes_on, r1_an_effect_that_began_is_never_run_again,
+                r2_a_stopped_replica_writes_nothing_more, r2_an_expired_replica_is_dead_for_ever, r6_a_drain_spends_no_attempt_and_claims_nothing,
+                r7_one_item_that_fails_in_a_batch_fails_alone, a_reply_without_a_running_turn_is_lost, a_turn_handed_round_for_ever_ends,
+                e1_event_ids_go_up_over_a_restart, e2_whoever_returns_sees_the_rest_and_nothing_twice, events_come_in_pages,
+                a_long_tail_reads_like_a_short_one, worker_and_version_are_fixed_at_the_first_start, a_submission_twice_is_one_turn,
+                usage_and_failure_are_kept, stale_leases_are_named, a_nul_byte_ends_nobodys_batch,
+            ]
+            queue: [
+                t5_a_waiting_turn_has_its_own_clock, t9_turns_run_in_the_order_of_acceptance, t9_a_deferred_turn_is_not_overtaken,
+                one_turn_of_a_conversation_at_a_time, a_fused_claim_waits_its_turn, a_fused_claim_keeps_the_orgs_bound,
+                a_fused_claim_is_complete, o5_a_long_queue_does_not_delay_another_org, o3_running_turns_of_an_org_are_bounded,
+                busy_is_rejected_or_interrupted_as_asked, an_interrupt_ends_every_live_turn, queues_are_bounded,
+                idempotency_keys_attach_and_mismatch, a_replayed_key_interrupts_nothing, idempotency_keys_are_forgotten,
+                each_clock_has_its_own_reason, s1_the_gate_refuses_without_starting, s1_the_gates_column_agrees_with_the_gate,
+                a_private_turn_occupies_its_conversation, live_counts_are_exact, r8_an_end_tells_that_the_next_is_ready,
+            ]
+            snapshots: [
+                s2_without_a_permit_no_snapshot_is_written, s3_snapshots_form_one_chain, s3_two_first_snapshots_collide,
+                s4_a_failed_turn_leaves_the_snapshot, s7_a_snapshot_belongs_to_the_run_that_wrote_it,
+                s8_a_deleted_conversation_starts_from_nothing, s8_deleting_ends_live_turns, a_reset_starts_a_new_chain, a_run_id_writes_once,
+            ]
+            tenants: [
+                o1_the_same_names_in_two_orgs_never_meet, o2_anothers_conversation_is_not_found, an_admin_sees_every_conversation,
+                deleting_one_conversation_leaves_its_neighbours,
+            ]
+            catalog: [
+                workers_have_versions_by_their_bytes, old_versions_go_and_used_ones_stay, a_used_worker_is_not_deleted,
+                agents_pin_versions_and_one_is_default, an_agent_with_conversations_is_not_deleted, lists_have_cursors,
+                keys_are_found_by_hash_and_revoked, orgs_are_made_once, conversations_are_opened_once,
+            ]
+            torture: [r1_torture_leaves_no_trace,]
+        }
+    };
+    (@ $world:path, $check:path; $($module:ident: [$($rule:ident,)*])*) => {
+        $(mod $module {
+            $(#[tokio::test]
+            async fn $rule() {
+                let world = $world().await;
+                $crate::store::conformance::$module::$rule(&world).await;
+                $check(&world).await;
+            })*
+        })*
+    };
+}
+pub(super) use rules;
+
+/// A store with two orgs, each with agent `support` on worker `echo`, one live replica, and a time of its own.
+pub(super) struct World {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) replica: ReplicaId,
+    now: AtomicI64,
+    /// Whatever must outlive the store.
+    pub(super) _keep: Box<dyn std::any::Any + Send + Sync>,
+}
+
+pub(super) const ATTEMPTS_MAX: u32 = 3;
+pub(super) const CLOCKS: Clocks =
+    Clocks { admission_timeout_ms: 10_000, queue_timeout_ms: 50_000, turn_timeout_ms: 20_000 };
+pub(super) const TTL_MS: u64 = 1_000_000;
+pub(super) const BOUNDS: QueueBounds =
+    QueueBounds { conversation_queue_max: 1_000, org_queue_max: 10_000, host_queue_max: 10_000 };
+
+pub(super) fn org(id: &str) -> OrgId {
+    OrgId::parse(id).unwrap()
+}
+
+pub(super) fn user(id: &str) -> UserId {
+    UserId::parse(id).unwrap()
+}
+
+pub(super) fn agent() -> AgentId {
+    AgentId::parse("support").unwrap()
+}
+
+pub(super) fn worker() -> WorkerName {
+    WorkerName::parse("echo").unwrap()
+}
+
+pub(super) fn conversation(id: &str) -> ConversationId {
+    ConversationId::parse(id).unwrap()
+}
+
+pub(super) fn replied(text: &str) -> Outcome {
+    Outcome::Completed { reply: Content::text(text), replaces_deltas: false }
+}
+
+pub(super) fn failed(code: crate::turn::FailureCode) -> Outcome {
+    Outcome::Failed(Failure::new(code, "because"))
+}
+
+pub(super) fn cancelled() -> Outcome {
+    Outcome::Cancelled { by: CancelledBy::User }
+}
+
+/// Deltas of these texts from `first_seq`.
+pub(super) fn deltas(first_seq: u32, texts: &[&str]) -> EventBatch {
+    let events = texts.iter().map(|text| ("output.delta".into(), raw(&serde_json::json!({ "text": text })))).collect();
+    EventBatch { first_seq, events }
+}
+
+impl World {
+    pub(super) async fn new(store: Arc<dyn Store>, keep: Box<dyn std::any::Any + Send + Sync>) -> World {
+        let world = World { store, replica: ReplicaId::new(), now: AtomicI64::new(1_000_000), _keep: keep };
+        world.store.register_replica(world.replica, world.now(), TTL_MS).await.unwrap();
+        for id in ["acme", "zeta"] {
+            world.store.create_org(&org(id), &user("root"), world.now()).await.unwrap();
+            world.upload(&org(id), &worker(), b"one").await;
+            world.set_agent(&org(id), None).await;
+        }
+        world
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        Timestamp(self.now.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn advance_ms(&self, ms: u64) {
+        self.now.fetch_add(i64::try_from(ms).unwrap(), Ordering::Relaxed);
+    }
+
+    pub(super) async fn upload(&self, org: &OrgId, worker: &WorkerName, wasm: &'static [u8]) -> PutWorker {
+        use sha2::Digest;
+        let digest = sha2::Sha256::digest(wasm).into();
+        let imports = vec!["turnhouse_v1.reply".to_owned()];
+        let wasm = Bytes::from_static(wasm);
+        self.store.put_worker(org, worker, digest, wasm, imports, 1.5, 3, 2, self.now()).await.unwrap()
+    }
+
+    pub(super) async fn set_agent(&self, org: &OrgId, version: Option<u32>) -> PutAgent {
+        let settings = AgentSettings { version, ..AgentSettings::of(worker()) };
+        self.store.put_agent(org, &agent(), settings, 3, self.now()).await.unwrap()
+    }
+
+    /// A message of `ann` to a conversation of `acme`, as the gateway would accept it.
+    pub(super) fn message(&self, conversation_id: &str) -> Accept {
+        let turn = TurnId::new();
+        Accept {
+            org: org("acme"),
+            turn,
+            agent: agent(),
+            envelope: Envelope {
+                run_id: Some(turn.into()),
+                org: Some(org("acme")),
+                conversation: Some(conversation(conversation_id)),
+                mode: SessionMode::Snapshot,
+            },
+            user: user("ann"),
+            sees_all: false,
+            message: Bytes::from_static(br#"{"text":"hi"}"#),
+            dry_run: false,
+            key: None,
+            on_busy: OnBusy::Enqueue,
+            bounds: BOUNDS,
+            clocks: CLOCKS,
+            attempts_max: ATTEMPTS_MAX,
+            claim_for: None,
+        }
+    }
+
+    /// The same for org `zeta`.
+    pub(super) fn message_of_zeta(&self, conversation_id: &str) -> Accept {
+        let mut message = self.message(conversation_id);
+        message.org = org("zeta");
+        message.envelope.org = Some(org("zeta"));
+        message
+    }
+
+    pub(super) async fn batch(&self, batch: Vec<Write>) -> Vec<Written> {
+        let length = batch.len();
+        let written = self.store.write(batch, self.now()).await.unwrap();
+        assert_eq!(written.len(), length, "one answer an item");
+        written
+    }
+
+    pub(super) async fn write(&self, item: Write) -> Written {
+        self.batch(vec![item]).await.pop().unwrap()
+    }
+
+    pub(super) async fn accept(&self, accept: Accept) -> AcceptResult {
+        match self.write(Write::Accept(Box::new(accept))).await {
+            Written::Accept(result) => result,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Submits what must be accepted.
+    pub(super) async fn submit(&self, accept: Accept) -> TurnId {
+        let turn = accept.turn;
+        match self.accept(accept).await {
+            AcceptResult::Accepted { .. } => turn,
+            other => panic!("not accepted: {other:?}"),
+        }
+    }
+
+    /// Submits what must be accepted and started at once.
+    pub(super) async fn submit_and_start(&self, mut accept: Accept) -> Claimed {
+        accept.claim_for = Some((self.replica, RunningBound(1_000)));
+        match self.accept(accept).await {
+            AcceptResult::Accepted { claimed: Some(claimed), .. } => *claimed,
+            other => panic!("not started: {other:?}"),
+        }
+    }
+
+    pub(super) fn claim_request(&self, slots: usize) -> ClaimRequest {
+        ClaimRequest {
+            holder: self.replica,
+            slots,
+            org_running_max: RunningBound(1_000),
+            backoff_ms: 100,
+            backoff_ms_max: 300,
+        }
+    }
+
+    pub(super) async fn claim_with(&self, request: ClaimRequest) -> Vec<Claimed> {
+        match self.write(Write::Claim(request)).await {
+            Written::Claim(claimed) => claimed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) async fn claim(&self, slots: usize) -> Vec<Claimed> {
+        self.claim_with(self.claim_request(slots)).await
+    }
+
+    /// Claims the one turn that is ready.
+    pub(super) async fn claim_one(&self) -> Claimed {
+        let mut claimed = self.claim(10).await;
+        assert_eq!(claimed.len(), 1, "exactly one turn is ready");
+        claimed.pop().unwrap()
+    }
+
+    pub(super) fn commit(&self, claimed: &Claimed, outcome: Outcome) -> Commit {
+        Commit {
+            org: claimed.lease.org.clone(),
+            turn: claimed.lease.turn,
+            epoch: Some(claimed.lease.epoch),
+            outcome,
+            snapshot: None,
+            tail: EventBatch::default(),
+            usage: None,
+        }
+    }
+
+    /// What a running turn stages, on the head that its claim gave.
+    pub(super) fn stage(&self, claimed: &Claimed, body: &'static [u8]) -> StagedSnapshot {
+        let Ok(Grant::Shared(permit)) = gate::decide(&claimed.envelope) else { panic!("no permit") };
+        let parent = claimed.head.as_ref().expect("a shared turn has a head").parent;
+        StagedSnapshot { permit, parent, body: Bytes::from_static(body) }
+    }
+
+    pub(super) async fn end(&self, commit: Commit) -> CommitResult {
+        match self.write(Write::Commit(Box::new(commit))).await {
+            Written::Commit(result) => result,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Completes what must still be this claim's to complete.
+    pub(super) async fn complete(&self, claimed: &Claimed, snapshot: Option<&'static [u8]>) -> Ended {
+        let mut commit = self.commit(claimed, replied("done"));
+        commit.snapshot = snapshot.map(|body| self.stage(claimed, body));
+        match self.end(commit).await {
+            CommitResult::Won(ended) => ended,
+            other => panic!("not completed: {other:?}"),
+        }
+    }
+
+    /// Ends a turn whatever its epoch is.
+    pub(super) async fn cancel(&self, turn: TurnId) -> CommitResult {
+        self.end(Commit {
+            org: org("acme"),
+            turn,
+            epoch: None,
+            outcome: cancelled(),
+            snapshot: None,
+            tail: EventBatch::default(),
+            usage: None,
+        })
+        .await
+    }
+
+    pub(super) async fn append(&self, claimed: &Claimed, batch: EventBatch) -> Fenced {
+        match self.write(Write::Append(Append { lease: claimed.lease.clone(), batch })).await {
+            Written::Append(fenced) => fenced,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) async fn requeue(&self, claimed: &Claimed, delay_ms: u64, spends_attempt: bool) -> Fenced {
+        let requeue = Requeue { lease: claimed.lease.clone(), delay_ms, spends_attempt };
+        match self.write(Write::Requeue(requeue)).await {
+            Written::Requeue(fenced) => fenced,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) async fn record(&self, turn: TurnId) -> TurnRecord {
+        self.store.turn(&org("acme"), turn).await.unwrap().expect("the turn is there").for_host()
+    }
+
+    pub(super) async fn state(&self, turn: TurnId) -> TurnState {
+        self.record(turn).await.state
+    }
+
+    /// Ids of the written events after `after`.
+    pub(super) async fn event_ids(&self, turn: TurnId, after: Option<EventId>) -> Vec<String> {
+        let page = self.store.events(&org("acme"), turn, after, 1 << 20).await.unwrap().expect("the turn is there");
+        assert!(!page.more);
+        page.events.iter().map(|event| event.id.to_string()).collect()
+    }
+
+    pub(super) async fn sweep(&self) -> SweepFindings {
+        self.store.sweep(self.now(), 2, 100).await.unwrap()
+    }
+
+    /// Another host's incarnation.
+    pub(super) async fn another_replica(&self, ttl_ms: u64) -> ReplicaId {
+        let replica = ReplicaId::new();
+        self.store.register_replica(replica, self.now(), ttl_ms).await.unwrap();
+        replica
+    }
+}

@@ -1,0 +1,184 @@
+//! Workers, agents, orgs, keys, conversations as they are listed.
+
+use super::*;
+
+pub(in crate::store) async fn workers_have_versions_by_their_bytes(world: &World) {
+    let acme = org("acme");
+    let PutWorker::Existing(same) = world.upload(&acme, &worker(), b"one").await else { panic!("made again") };
+    assert_eq!((same.version, same.size, same.imports.len(), same.compile_ms), (1, 3, 1, 1.5));
+    let PutWorker::Created(two) = world.upload(&acme, &worker(), b"two").await else { panic!("not made") };
+    assert_eq!(two.version, 2);
+    let versions = world.store.worker_versions(&acme, &worker()).await.unwrap();
+    assert_eq!(versions.iter().map(|version| version.version).collect::<Vec<_>>(), [2, 1]);
+    assert_eq!(world.store.workers(&acme, None, 10).await.unwrap().items[0].version, 2);
+    assert_eq!(world.store.module(&acme, two.digest).await.unwrap().as_deref(), Some(&b"two"[..]));
+    assert!(world.store.module(&org("zeta"), two.digest).await.unwrap().is_none(), "modules are an org's");
+    assert!(world.store.worker_version(&acme, &worker(), 3).await.unwrap().is_none());
+    for (name, fits) in [("second", true), ("third", true), ("fourth", false)] {
+        let put = world.upload(&acme, &WorkerName::parse(name).unwrap(), b"one").await;
+        assert_eq!(matches!(put, PutWorker::Created(_)), fits, "{put:?}");
+    }
+}
+
+pub(in crate::store) async fn old_versions_go_and_used_ones_stay(world: &World) {
+    let acme = org("acme");
+    world.upload(&acme, &worker(), b"two").await;
+    // Version 1 is pinned; 2 is the oldest that nobody uses.
+    assert!(matches!(world.upload(&acme, &worker(), b"three").await, PutWorker::Created(made) if made.version == 3));
+    let versions = world.store.worker_versions(&acme, &worker()).await.unwrap();
+    assert_eq!(versions.iter().map(|version| version.version).collect::<Vec<_>>(), [3, 1]);
+    // A live turn started with 1 and the pin moves to 3: both are used now.
+    let live = world.submit_and_start(world.message("c")).await;
+    world.set_agent(&acme, None).await;
+    assert!(matches!(world.upload(&acme, &worker(), b"four").await, PutWorker::Full(_)));
+    world.complete(&live, None).await;
+    let gone = versions[1].digest;
+    assert!(matches!(world.upload(&acme, &worker(), b"four").await, PutWorker::Created(made) if made.version == 4));
+    assert!(world.store.module(&acme, gone).await.unwrap().is_none(), "its bytes went with it");
+    assert!(world.store.module(&org("zeta"), gone).await.unwrap().is_some());
+}
+
+pub(in crate::store) async fn a_used_worker_is_not_deleted(world: &World) {
+    let acme = org("acme");
+    assert!(
+        matches!(world.store.delete_worker(&acme, &worker()).await.unwrap(), Deleted::InUse(by) if by.contains("support"))
+    );
+    let digest = world.store.worker_version(&acme, &worker(), 1).await.unwrap().unwrap().digest;
+    assert_eq!(world.store.delete_agent(&acme, &agent()).await.unwrap(), Deleted::Done);
+    assert_eq!(world.store.delete_worker(&acme, &worker()).await.unwrap(), Deleted::Done);
+    assert_eq!(world.store.delete_worker(&acme, &worker()).await.unwrap(), Deleted::NotFound);
+    assert!(world.store.module(&acme, digest).await.unwrap().is_none());
+    assert!(world.store.worker_versions(&acme, &worker()).await.unwrap().is_empty());
+}
+
+pub(in crate::store) async fn agents_pin_versions_and_one_is_default(world: &World) {
+    let acme = org("acme");
+    world.upload(&acme, &worker(), b"two").await;
+    assert!(matches!(world.set_agent(&acme, Some(7)).await, PutAgent::NoSuchWorker));
+    let put = |id: &'static str, default| {
+        let settings = AgentSettings { default, ..AgentSettings::of(worker()) };
+        let acme = acme.clone();
+        async move { world.store.put_agent(&acme, &AgentId::parse(id).unwrap(), settings, 3, world.now()).await.unwrap() }
+    };
+    assert!(world.store.default_agent(&acme).await.unwrap().is_none());
+    let PutAgent::Stored { agent: first, created: true } = put("first", true).await else { panic!("not stored") };
+    assert_eq!((first.settings.version, first.revision), (Some(2), 1), "the newest, from now on fixed");
+    put("second", true).await;
+    assert_eq!(world.store.default_agent(&acme).await.unwrap().unwrap().id.as_str(), "second");
+    let first = world.store.agent(&acme, &first.id).await.unwrap().unwrap();
+    assert_eq!((first.settings.default, first.revision), (false, 2), "a change is a revision");
+    assert!(matches!(put("third", false).await, PutAgent::Full));
+    let PutAgent::Stored { agent: changed, created: false } = world.set_agent(&acme, Some(1)).await else {
+        panic!("not changed")
+    };
+    assert_eq!((changed.revision, changed.settings.version), (2, Some(1)));
+    assert_eq!(world.store.agent(&acme, &agent()).await.unwrap(), Some(changed));
+}
+
+pub(in crate::store) async fn an_agent_with_conversations_is_not_deleted(world: &World) {
+    let (acme, agent) = (org("acme"), agent());
+    world.submit(world.message("c")).await;
+    assert!(matches!(world.store.delete_agent(&acme, &agent).await.unwrap(), Deleted::InUse(by) if by.contains('c')));
+    world.store.delete_conversation(&acme, &agent, &conversation("c"), world.now()).await.unwrap();
+    assert_eq!(world.store.delete_agent(&acme, &agent).await.unwrap(), Deleted::Done);
+    assert_eq!(world.store.delete_agent(&acme, &agent).await.unwrap(), Deleted::NotFound);
+}
+
+pub(in crate::store) async fn lists_have_cursors(world: &World) {
+    let (acme, agent) = (org("acme"), agent());
+    for lane in ["a", "b", "c"] {
+        world.submit(world.message(lane)).await;
+    }
+    world.submit(Accept { user: user("bob"), ..world.message("bobs") }).await;
+    let page = world.store.conversations(&acme, &agent, None, None, 2).await.unwrap();
+    assert_eq!(page.items.iter().map(|found| found.id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    assert!(page.more);
+    let page = world.store.conversations(&acme, &agent, None, Some(&conversation("b")), 2).await.unwrap();
+    assert_eq!(page.items.iter().map(|found| found.id.as_str()).collect::<Vec<_>>(), ["bobs", "c"]);
+    assert!(!page.more);
+    let page = world.store.conversations(&acme, &agent, Some(&user("ann")), Some(&conversation("a")), 9).await.unwrap();
+    assert_eq!(page.items.iter().map(|found| found.id.as_str()).collect::<Vec<_>>(), ["b", "c"]);
+
+    let turns: Vec<TurnId> = {
+        let mut turns = Vec::new();
+        for _ in 0..5 {
+            turns.push(world.submit(world.message("d")).await);
+        }
+        turns
+    };
+    let list = |after, direction| {
+        let (acme, agent) = (acme.clone(), agent.clone());
+        async move { world.store.turns(&acme, &agent, &conversation("d"), after, direction, true, 2).await.unwrap() }
+    };
+    let ids = |page: &Page<TurnRecord>| page.items.iter().map(|turn| turn.id).collect::<Vec<_>>();
+    let page = list(None, Direction::Forward).await;
+    assert_eq!((ids(&page), page.more), (turns[..2].to_vec(), true));
+    let page = list(page.items[1].seq, Direction::Forward).await;
+    assert_eq!((ids(&page), page.more), (turns[2..4].to_vec(), true));
+    let page = list(None, Direction::Backward).await;
+    assert_eq!((ids(&page), page.more), (vec![turns[4], turns[3]], true));
+    let page = list(Some(2), Direction::Backward).await;
+    assert_eq!((ids(&page), page.more), (vec![turns[0]], false));
+
+    let page = world.store.agents(&acme, None, 10).await.unwrap();
+    assert_eq!(page.items.iter().map(|agent| agent.id.as_str()).collect::<Vec<_>>(), ["support"]);
+    assert!(world.store.agents(&acme, Some(&agent), 10).await.unwrap().items.is_empty());
+    assert!(world.store.workers(&acme, Some(&worker()), 10).await.unwrap().items.is_empty());
+}
+
+pub(in crate::store) async fn keys_are_found_by_hash_and_revoked(world: &World) {
+    let key = KeyRecord {
+        id: "0123456789abcdef".to_owned(),
+        org: org("acme"),
+        user: user("ann"),
+        scopes: Scopes::TURNS.and(Scopes::DEPLOY),
+        name: "laptop".to_owned(),
+        created_at: world.now(),
+        expires_at: Some(world.now().plus_ms(1_000)),
+        revoked_at: None,
+        last_used_at: None,
+    };
+    assert!(world.store.create_key([7; 32], &key).await.unwrap());
+    let stray = KeyRecord { org: org("nowhere"), ..key.clone() };
+    assert!(!world.store.create_key([8; 32], &stray).await.unwrap());
+    assert!(world.store.key([8; 32]).await.unwrap().is_none());
+    let found = world.store.key([7; 32]).await.unwrap().unwrap();
+    assert_eq!((found.org, found.user, found.scopes), (key.org.clone(), key.user, key.scopes));
+    assert_eq!((found.name, found.expires_at), (key.name, key.expires_at));
+    world.store.touch_keys(&[(org("acme"), key.id.clone())], world.now()).await.unwrap();
+    let used = world.store.key([7; 32]).await.unwrap().unwrap().last_used_at.unwrap();
+    assert_eq!(used.0 % 60_000, 0, "to the minute");
+    assert!(!world.store.revoke_key(&org("zeta"), &key.id, world.now()).await.unwrap(), "not another org's");
+    assert!(world.store.revoke_key(&org("acme"), &key.id, world.now()).await.unwrap());
+    let revoked = world.now();
+    world.advance_ms(5);
+    world.store.revoke_key(&org("acme"), &key.id, world.now()).await.unwrap();
+    assert_eq!(world.store.keys(&org("acme")).await.unwrap()[0].revoked_at, Some(revoked), "once revoked, so it stays");
+    assert!(world.store.keys(&org("zeta")).await.unwrap().is_empty());
+}
+
+pub(in crate::store) async fn orgs_are_made_once(world: &World) {
+    assert!(!world.store.create_org(&org("acme"), &user("eve"), world.now()).await.unwrap());
+    assert!(world.store.create_org(&org("beta"), &user("eve"), world.now()).await.unwrap());
+    let orgs = world.store.orgs().await.unwrap();
+    let named: Vec<_> = orgs.iter().map(|org| (org.id.as_str(), org.owner.as_str())).collect();
+    assert_eq!(named, [("acme", "root"), ("beta", "eve"), ("zeta", "root")]);
+    world.store.ping().await.unwrap();
+}
+
+pub(in crate::store) async fn conversations_are_opened_once(world: &World) {
+    let open = |by: &'static str| async move {
+        let by = user(by);
+        world.store.open_conversation(&org("acme"), &agent(), &conversation("c"), &by, world.now()).await.unwrap()
+    };
+    let (first, made) = open("ann").await;
+    assert!(made && first.for_host().snapshot_run.is_none());
+    let (again, made) = open("bob").await;
+    assert!(!made);
+    assert_eq!(again.for_host().user, user("ann"));
+    assert_eq!(world.submit_and_start(world.message("c")).await.seq, Some(1));
+    world.store.delete_conversation(&org("acme"), &agent(), &conversation("c"), world.now()).await.unwrap();
+    let (reborn, made) = open("bob").await;
+    assert!(made);
+    assert_eq!(reborn.for_host().user, user("bob"));
+}

@@ -1,0 +1,162 @@
+//! Conversations: made, listed, deleted, begun anew. Their row is never removed: places go on where they were.
+
+use rusqlite::params;
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+use uuid::Uuid;
+
+use super::SqliteStore;
+use super::reads::{id, one_more, page, uuid};
+use super::statements;
+use super::writer::{Fault, Tried, Tx};
+use crate::caller::Owned;
+use crate::clock::Timestamp;
+use crate::ids::{AgentId, ConversationId, OrgId, RunId, TurnId, UserId};
+use crate::store::{ConversationRecord, Ended, Page, Result};
+use crate::turn::{CancelledBy, Outcome};
+
+statements! {
+    CONVERSATION = "-- conversation
+SELECT agent_id, conversation_id, user_id, created_at, head_run, generation FROM conversations
+ WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3 AND deleted_at IS NULL";
+    CONVERSATIONS = "-- conversations
+SELECT agent_id, conversation_id, user_id, created_at, head_run, generation FROM conversations
+ WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id > ?3 AND deleted_at IS NULL ORDER BY conversation_id LIMIT ?4";
+    CONVERSATIONS_OF = "-- conversations_of
+SELECT agent_id, conversation_id, user_id, created_at, head_run, generation FROM conversations
+ WHERE org_id = ?1 AND agent_id = ?2 AND user_id = ?5 AND conversation_id > ?3 AND deleted_at IS NULL ORDER BY conversation_id LIMIT ?4";
+    /// Also those without a place: a turn that named this conversation is part of what is deleted.
+    DELETE_LIVE = "-- delete_live
+SELECT t.turn_id FROM turns t JOIN turn_markers m ON m.org_id = t.org_id AND m.turn_id = t.turn_id
+ WHERE t.org_id = ?1 AND t.agent_id = ?2 AND t.conversation_id = ?3 ORDER BY t.seq DESC";
+    DELETE_EVENTS = "-- delete_events
+DELETE FROM turn_events WHERE org_id = ?1 AND turn_id IN (
+  SELECT t.turn_id FROM turns t WHERE t.org_id = ?1 AND t.agent_id = ?2 AND t.conversation_id = ?3)";
+    DELETE_TURNS = "-- delete_turns
+DELETE FROM turns WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3";
+    DELETE_SNAPSHOTS = "-- delete_snapshots
+DELETE FROM snapshots WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3";
+    DELETE_KEYS = "-- delete_keys
+DELETE FROM idempotency_keys WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3";
+    /// Another root: what was staged on the old chain fits nowhere any more.
+    CHAIN_ANEW = "-- chain_anew
+UPDATE conversations SET generation = ?4, head_run = ?4, kept_runs = x'', deleted_at = coalesce(?5, deleted_at)
+ WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3";
+}
+
+impl SqliteStore {
+    pub(super) async fn read_conversation(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+    ) -> Result<Option<Owned<ConversationRecord>>> {
+        let row = sqlx::query(CONVERSATION)
+            .bind(org.as_str())
+            .bind(agent.as_str())
+            .bind(conversation.as_str())
+            .fetch_optional(&self.readers)
+            .await?;
+        row.map(|row| record(&row).map(|found| Owned::new(org.clone(), found.user.clone(), found))).transpose()
+    }
+
+    pub(super) async fn read_conversations(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        user: Option<&UserId>,
+        after: Option<&ConversationId>,
+        limit: usize,
+    ) -> Result<Page<ConversationRecord>> {
+        let statement = if user.is_some() { CONVERSATIONS_OF } else { CONVERSATIONS };
+        let mut query = sqlx::query(statement)
+            .bind(org.as_str())
+            .bind(agent.as_str())
+            .bind(after.map_or("", ConversationId::as_str))
+            .bind(one_more(limit));
+        if let Some(user) = user {
+            query = query.bind(user.as_str());
+        }
+        page(&query.fetch_all(&self.readers).await?, limit, record)
+    }
+}
+
+fn record(row: &SqliteRow) -> Result<ConversationRecord> {
+    let (head, generation) = (uuid(row, 4)?, uuid(row, 5)?);
+    Ok(ConversationRecord {
+        agent: id(row, 0)?,
+        id: id(row, 1)?,
+        user: id(row, 2)?,
+        created_at: Timestamp(row.try_get(3)?),
+        snapshot_run: (head != generation).then_some(RunId(head)),
+    })
+}
+
+impl Tx<'_> {
+    /// `true`: it did not exist.
+    pub(super) fn open_conversation(
+        &mut self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        user: &UserId,
+    ) -> Tried<bool> {
+        let lane = self.lane(org, agent, conversation)?;
+        if lane.as_ref().is_some_and(|lane| !lane.deleted) {
+            return Ok(false);
+        }
+        let generation = lane.as_ref().map_or_else(Uuid::now_v7, |lane| lane.generation);
+        let next_seq = lane.map_or(1, |lane| lane.next_seq);
+        self.begin_lane(org, agent, conversation, user.as_str(), next_seq, generation)?;
+        Ok(true)
+    }
+
+    pub(super) fn delete_conversation(
+        &mut self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+    ) -> Tried<Vec<Ended>> {
+        let key = params![org.as_str(), agent.as_str(), conversation.as_str()];
+        let live = {
+            let mut statement = self.conn.prepare_cached(DELETE_LIVE)?;
+            let rows = statement.query_map(key, |row| row.get::<_, [u8; 16]>(0))?;
+            rows.map(|turn| turn.map(|turn| TurnId(Uuid::from_bytes(turn)))).collect::<rusqlite::Result<Vec<_>>>()?
+        };
+        // Youngest first: ending one makes no other ready.
+        let outcome = Outcome::Cancelled { by: CancelledBy::Deleted };
+        let mut ended = Vec::with_capacity(live.len());
+        for turn in live {
+            let end = self.end(&super::commit::Ending::of(org, turn, &outcome))?;
+            ended.push(end.ok_or_else(|| Fault::Corrupt(format!("live turn {turn} could not be ended")))?);
+        }
+        for statement in [DELETE_EVENTS, DELETE_TURNS, DELETE_SNAPSHOTS, DELETE_KEYS] {
+            self.conn.prepare_cached(statement)?.execute(key)?;
+        }
+        self.chain_anew(org, agent, conversation, Some(self.now))?;
+        Ok(ended)
+    }
+
+    pub(super) fn reset_snapshot(&mut self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) -> Tried<()> {
+        let key = params![org.as_str(), agent.as_str(), conversation.as_str()];
+        self.conn.prepare_cached(DELETE_SNAPSHOTS)?.execute(key)?;
+        self.chain_anew(org, agent, conversation, None)
+    }
+
+    fn chain_anew(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        deleted_at: Option<Timestamp>,
+    ) -> Tried<()> {
+        self.conn.prepare_cached(CHAIN_ANEW)?.execute(params![
+            org.as_str(),
+            agent.as_str(),
+            conversation.as_str(),
+            Uuid::now_v7().as_bytes(),
+            deleted_at.map(|at| at.0)
+        ])?;
+        Ok(())
+    }
+}

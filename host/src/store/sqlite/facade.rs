@@ -1,0 +1,294 @@
+//! [`Store`] for [`SqliteStore`]: which side of the store each method goes to, and nothing else.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rusqlite::params;
+
+use super::catalog::Upload;
+use super::{SqliteStore, blocking, closed, statements};
+use crate::agent::{Agent, AgentSettings};
+use crate::caller::Owned;
+use crate::clock::Timestamp;
+use crate::event::EventId;
+use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, WorkerName};
+use crate::lease::Lease;
+use crate::store::{
+    ConversationRecord, Deleted, Direction, Ended, EventPage, KeyRecord, LiveCounts, OrgRecord, Page, PutAgent,
+    PutWorker, Result, Store, SweepFindings, TurnRecord, WorkerVersion, Write, Written,
+};
+
+statements! {
+    REGISTER = "-- register
+INSERT INTO replicas (replica_id, expires_at) VALUES (?1, ?2)";
+    /// No row: it has expired, and whoever holds its turns now must not meet it again.
+    RENEW = "-- renew
+UPDATE replicas SET expires_at = ?2 + ?3 WHERE replica_id = ?1 AND expires_at > ?2";
+    DRAIN = "-- drain
+UPDATE replicas SET draining = 1 WHERE replica_id = ?1";
+    /// What it still holds is taken over as from the dead; the sweep forgets it then.
+    RETIRE = "-- retire
+UPDATE replicas SET expires_at = min(expires_at, 0), draining = 1 WHERE replica_id = ?1";
+    PING = "-- ping
+SELECT 1";
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn write(&self, batch: Vec<Write>, now: Timestamp) -> Result<Vec<Written>> {
+        // The journal's own thread: it may block.
+        Ok(self.writer.lock().as_mut().ok_or_else(closed)?.write(&batch, now)?)
+    }
+
+    async fn register_replica(&self, replica: ReplicaId, now: Timestamp, ttl_ms: u64) -> Result<()> {
+        self.write_with(now, move |tx| {
+            tx.conn.prepare_cached(REGISTER)?.execute(params![replica.as_bytes(), now.plus_ms(ttl_ms).0])?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn renew_replica(&self, replica: ReplicaId, now: Timestamp, ttl_ms: u64) -> Result<bool> {
+        self.write_with(now, move |tx| {
+            let ttl = super::accept::millis(ttl_ms);
+            Ok(tx.conn.prepare_cached(RENEW)?.execute(params![replica.as_bytes(), now.0, ttl])? == 1)
+        })
+        .await
+    }
+
+    async fn drain_replica(&self, replica: ReplicaId) -> Result<()> {
+        self.write_with(Timestamp(0), move |tx| {
+            tx.conn.prepare_cached(DRAIN)?.execute(params![replica.as_bytes()])?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn retire_replica(&self, replica: ReplicaId) -> Result<()> {
+        self.write_with(Timestamp(0), move |tx| {
+            tx.conn.prepare_cached(RETIRE)?.execute(params![replica.as_bytes()])?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn expire_other_replicas(&self, except: ReplicaId, now: Timestamp) -> Result<u64> {
+        self.write_with(now, move |tx| tx.expire_others(except)).await
+    }
+
+    async fn sweep(&self, now: Timestamp, gate_refusals_max: u32, limit: usize) -> Result<SweepFindings> {
+        self.find_overdue(now, gate_refusals_max, limit).await
+    }
+
+    async fn forget_keys(&self, before: Timestamp, limit: usize) -> Result<usize> {
+        self.write_with(before, move |tx| tx.forget_keys(before, limit)).await
+    }
+
+    async fn live_counts(&self) -> Result<LiveCounts> {
+        let writer = Arc::clone(&self.writer);
+        let host =
+            blocking(move || writer.lock().as_ref().map(|writer| writer.counts().host())).await?.ok_or_else(closed)?;
+        Ok(LiveCounts { waiting: host.waiting as u64, ready: host.ready as u64, running: host.running as u64 })
+    }
+
+    async fn turn(&self, org: &OrgId, turn: TurnId) -> Result<Option<Owned<TurnRecord>>> {
+        self.read_turn(org, turn).await
+    }
+
+    async fn events(
+        &self,
+        org: &OrgId,
+        turn: TurnId,
+        after: Option<EventId>,
+        bytes_max: usize,
+    ) -> Result<Option<EventPage>> {
+        self.read_events(org, turn, after, bytes_max).await
+    }
+
+    async fn turns(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        after: Option<i64>,
+        direction: Direction,
+        with_private: bool,
+        limit: usize,
+    ) -> Result<Page<TurnRecord>> {
+        self.read_turns(org, agent, conversation, after, direction, with_private, limit).await
+    }
+
+    async fn running_turns(&self, replica: ReplicaId) -> Result<Vec<Lease>> {
+        self.read_running(replica).await
+    }
+
+    async fn stale(&self, leases: &[Lease]) -> Result<Vec<TurnId>> {
+        self.read_stale(leases).await
+    }
+
+    async fn open_conversation(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        user: &UserId,
+        now: Timestamp,
+    ) -> Result<(Owned<ConversationRecord>, bool)> {
+        let ids = (org.clone(), agent.clone(), conversation.clone(), user.clone());
+        let made = self.write_with(now, move |tx| tx.open_conversation(&ids.0, &ids.1, &ids.2, &ids.3)).await?;
+        match self.read_conversation(org, agent, conversation).await? {
+            Some(found) => Ok((found, made)),
+            // Deleted between the two: begin it again.
+            None => Box::pin(self.open_conversation(org, agent, conversation, user, now)).await,
+        }
+    }
+
+    async fn conversation(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+    ) -> Result<Option<Owned<ConversationRecord>>> {
+        self.read_conversation(org, agent, conversation).await
+    }
+
+    async fn conversations(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        user: Option<&UserId>,
+        after: Option<&ConversationId>,
+        limit: usize,
+    ) -> Result<Page<ConversationRecord>> {
+        self.read_conversations(org, agent, user, after, limit).await
+    }
+
+    async fn delete_conversation(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        now: Timestamp,
+    ) -> Result<Vec<Ended>> {
+        let ids = (org.clone(), agent.clone(), conversation.clone());
+        self.write_with(now, move |tx| tx.delete_conversation(&ids.0, &ids.1, &ids.2)).await
+    }
+
+    async fn reset_snapshot(&self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) -> Result<()> {
+        let ids = (org.clone(), agent.clone(), conversation.clone());
+        self.write_with(Timestamp(0), move |tx| tx.reset_snapshot(&ids.0, &ids.1, &ids.2)).await
+    }
+
+    async fn put_worker(
+        &self,
+        org: &OrgId,
+        worker: &WorkerName,
+        digest: [u8; 32],
+        wasm: Bytes,
+        imports: Vec<String>,
+        compile_ms: f64,
+        workers_max: usize,
+        versions_kept: usize,
+        now: Timestamp,
+    ) -> Result<PutWorker> {
+        let (org, worker) = (org.clone(), worker.clone());
+        let upload = Upload { digest, wasm, imports, compile_ms };
+        self.write_with(now, move |tx| tx.put_worker(&org, &worker, &upload, workers_max, versions_kept)).await
+    }
+
+    async fn workers(&self, org: &OrgId, after: Option<&WorkerName>, limit: usize) -> Result<Page<WorkerVersion>> {
+        self.read_workers(org, after, limit).await
+    }
+
+    async fn worker_versions(&self, org: &OrgId, worker: &WorkerName) -> Result<Vec<WorkerVersion>> {
+        self.read_worker_versions(org, worker).await
+    }
+
+    async fn worker_version(&self, org: &OrgId, worker: &WorkerName, version: u32) -> Result<Option<WorkerVersion>> {
+        self.read_worker_version(org, worker, version).await
+    }
+
+    async fn module(&self, org: &OrgId, digest: [u8; 32]) -> Result<Option<Bytes>> {
+        self.read_module(org, digest).await
+    }
+
+    async fn delete_worker(&self, org: &OrgId, worker: &WorkerName) -> Result<Deleted> {
+        let (org, worker) = (org.clone(), worker.clone());
+        self.write_with(Timestamp(0), move |tx| tx.delete_worker(&org, &worker)).await
+    }
+
+    async fn put_agent(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        settings: AgentSettings,
+        agents_max: usize,
+        now: Timestamp,
+    ) -> Result<PutAgent> {
+        let (org, agent) = (org.clone(), agent.clone());
+        self.write_with(now, move |tx| tx.put_agent(&org, &agent, settings, agents_max)).await
+    }
+
+    async fn agent(&self, org: &OrgId, agent: &AgentId) -> Result<Option<Agent>> {
+        self.read_agent(org, agent).await
+    }
+
+    async fn default_agent(&self, org: &OrgId) -> Result<Option<Agent>> {
+        self.read_default_agent(org).await
+    }
+
+    async fn agents(&self, org: &OrgId, after: Option<&AgentId>, limit: usize) -> Result<Page<Agent>> {
+        self.read_agents(org, after, limit).await
+    }
+
+    async fn delete_agent(&self, org: &OrgId, agent: &AgentId) -> Result<Deleted> {
+        let (org, agent) = (org.clone(), agent.clone());
+        self.write_with(Timestamp(0), move |tx| tx.delete_agent(&org, &agent)).await
+    }
+
+    async fn create_org(&self, org: &OrgId, owner: &UserId, now: Timestamp) -> Result<bool> {
+        let (org, owner) = (org.clone(), owner.clone());
+        self.write_with(now, move |tx| tx.create_org(&org, &owner)).await
+    }
+
+    async fn orgs(&self) -> Result<Vec<OrgRecord>> {
+        self.read_orgs().await
+    }
+
+    async fn create_key(&self, hash: [u8; 32], key: &KeyRecord) -> Result<bool> {
+        let key = key.clone();
+        self.write_with(key.created_at, move |tx| tx.create_key(&hash, &key)).await
+    }
+
+    async fn key(&self, hash: [u8; 32]) -> Result<Option<KeyRecord>> {
+        self.read_key(hash).await
+    }
+
+    async fn keys(&self, org: &OrgId) -> Result<Vec<KeyRecord>> {
+        self.read_keys(org).await
+    }
+
+    async fn revoke_key(&self, org: &OrgId, id: &str, now: Timestamp) -> Result<bool> {
+        let (org, id) = (org.clone(), id.to_owned());
+        self.write_with(now, move |tx| tx.revoke_key(&org, &id)).await
+    }
+
+    async fn touch_keys(&self, used: &[(OrgId, String)], now: Timestamp) -> Result<()> {
+        let used = used.to_vec();
+        self.write_with(now, move |tx| tx.touch_keys(&used)).await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        sqlx::query(PING).execute(&self.readers).await?;
+        Ok(())
+    }
+
+    async fn close(&self) {
+        self.readers.close().await;
+        let writer = self.writer.lock().take();
+        // The last connection to close checkpoints the whole log and removes it.
+        drop(writer);
+        self.checkpointer.stop();
+    }
+}

@@ -1,0 +1,109 @@
+//! Orgs and API keys.
+
+use rusqlite::params;
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use super::SqliteStore;
+use super::reads::id;
+use super::statements;
+use super::writer::{Tried, Tx};
+use crate::caller::Scopes;
+use crate::clock::Timestamp;
+use crate::ids::{OrgId, UserId};
+use crate::store::{KeyRecord, OrgRecord, Result, StoreError};
+
+statements! {
+    ORG_NEW = "-- org_new
+INSERT INTO orgs (org_id, owner_user, created_at) VALUES (?1, ?2, ?3) ON CONFLICT (org_id) DO NOTHING";
+    ORG_KNOWN = "-- org_known
+SELECT 1 FROM orgs WHERE org_id = ?1";
+    /// The one list without an org: it is the operator's.
+    ORGS = "-- orgs
+SELECT org_id, owner_user, created_at FROM orgs ORDER BY org_id";
+    KEY_NEW = "-- key_new
+INSERT INTO api_keys (org_id, key_id, key_hash, user_id, scopes, name, created_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+    KEY = "-- key
+SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at FROM api_keys WHERE key_hash = ?1";
+    KEYS = "-- keys
+SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at FROM api_keys
+ WHERE org_id = ?1 ORDER BY created_at DESC, key_id";
+    KEY_REVOKE = "-- key_revoke
+UPDATE api_keys SET revoked_at = coalesce(revoked_at, ?3) WHERE org_id = ?1 AND key_id = ?2";
+    KEY_TOUCH = "-- key_touch
+UPDATE api_keys SET last_used_at = ?3 WHERE org_id = ?1 AND key_id = ?2 AND (last_used_at IS NULL OR last_used_at < ?3)";
+}
+
+/// To the minute: a key that is used all the time is written now and then.
+const LAST_USED_STEP_MS: i64 = 60_000;
+
+impl SqliteStore {
+    pub(super) async fn read_orgs(&self) -> Result<Vec<OrgRecord>> {
+        let rows = sqlx::query(ORGS).fetch_all(&self.readers).await?;
+        rows.iter()
+            .map(|row| Ok(OrgRecord { id: id(row, 0)?, owner: id(row, 1)?, created_at: Timestamp(row.try_get(2)?) }))
+            .collect()
+    }
+
+    pub(super) async fn read_key(&self, hash: [u8; 32]) -> Result<Option<KeyRecord>> {
+        let row = sqlx::query(KEY).bind(&hash[..]).fetch_optional(&self.readers).await?;
+        row.as_ref().map(record).transpose()
+    }
+
+    pub(super) async fn read_keys(&self, org: &OrgId) -> Result<Vec<KeyRecord>> {
+        let rows = sqlx::query(KEYS).bind(org.as_str()).fetch_all(&self.readers).await?;
+        rows.iter().map(record).collect()
+    }
+}
+
+fn record(row: &SqliteRow) -> Result<KeyRecord> {
+    let scopes: &str = row.try_get(3)?;
+    let time = |column: usize| row.try_get::<Option<i64>, _>(column).map(|at| at.map(Timestamp));
+    Ok(KeyRecord {
+        id: row.try_get(0)?,
+        org: id(row, 1)?,
+        user: id(row, 2)?,
+        scopes: Scopes::parse(scopes).map_err(|name| StoreError::Corrupt(format!("{name:?} is no scope")))?,
+        name: row.try_get(4)?,
+        created_at: Timestamp(row.try_get(5)?),
+        expires_at: time(6)?,
+        revoked_at: time(7)?,
+        last_used_at: time(8)?,
+    })
+}
+
+impl Tx<'_> {
+    pub(super) fn create_org(&self, org: &OrgId, owner: &UserId) -> Tried<bool> {
+        let made = self.conn.prepare_cached(ORG_NEW)?.execute(params![org.as_str(), owner.as_str(), self.now.0])?;
+        Ok(made == 1)
+    }
+
+    pub(super) fn create_key(&self, hash: &[u8; 32], key: &KeyRecord) -> Tried<bool> {
+        if !self.conn.prepare_cached(ORG_KNOWN)?.exists(params![key.org.as_str()])? {
+            return Ok(false);
+        }
+        self.conn.prepare_cached(KEY_NEW)?.execute(params![
+            key.org.as_str(),
+            key.id,
+            &hash[..],
+            key.user.as_str(),
+            key.scopes.to_string(),
+            key.name,
+            key.created_at.0,
+            key.expires_at.map(|at| at.0)
+        ])?;
+        Ok(true)
+    }
+
+    pub(super) fn revoke_key(&self, org: &OrgId, id: &str) -> Tried<bool> {
+        Ok(self.conn.prepare_cached(KEY_REVOKE)?.execute(params![org.as_str(), id, self.now.0])? == 1)
+    }
+
+    pub(super) fn touch_keys(&self, used: &[(OrgId, String)]) -> Tried<()> {
+        let minute = self.now.0 - self.now.0.rem_euclid(LAST_USED_STEP_MS);
+        for (org, id) in used {
+            self.conn.prepare_cached(KEY_TOUCH)?.execute(params![org.as_str(), id, minute])?;
+        }
+        Ok(())
+    }
+}

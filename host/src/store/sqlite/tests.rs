@@ -1,0 +1,447 @@
+//! The conformance suite on SQLite, what its tables must look like afterwards, and what is SQLite's alone: files, plans, errors.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+
+use rusqlite::OpenFlags;
+use tempfile::TempDir;
+
+use super::*;
+use crate::ids::ReplicaId;
+use crate::store::conformance::{World, agent, conversation, org, replied};
+use crate::store::{AcceptResult, CommitResult, Store, Write, Written};
+use crate::turn::TurnState;
+
+const SNAPSHOTS_KEPT: u32 = 3;
+
+/// The store under a [`World`], for what the trait does not show.
+struct Home {
+    dir: TempDir,
+    store: Arc<SqliteStore>,
+}
+
+fn options(dir: &TempDir) -> SqliteOptions {
+    SqliteOptions { data_dir: dir.path().join("data"), snapshots_kept: SNAPSHOTS_KEPT, readers: 2 }
+}
+
+async fn world() -> World {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(SqliteStore::open(options(&dir)).await.unwrap());
+    // The rules are about what is written, not about when it reaches the disk; a few hundred waits for it would be most of the suite's time.
+    store.writer.lock().as_mut().unwrap().conn.pragma_update(None, "synchronous", "OFF").unwrap();
+    World::new(Arc::clone(&store) as Arc<dyn Store>, Box::new(Home { dir, store })).await
+}
+
+fn home(world: &World) -> &Home {
+    world._keep.downcast_ref().unwrap()
+}
+
+impl Home {
+    fn file(&self) -> PathBuf {
+        self.dir.path().join("data").join(DATABASE)
+    }
+
+    fn look(&self) -> rusqlite::Connection {
+        rusqlite::Connection::open_with_flags(self.file(), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
+    }
+
+    /// Breaks the tables behind the store's back.
+    fn damage(&self, sql: &str) -> usize {
+        self.store.writer.lock().as_mut().unwrap().conn.execute(sql, []).unwrap()
+    }
+}
+
+fn count(conn: &rusqlite::Connection, sql: &str) -> i64 {
+    conn.query_row(&format!("SELECT count(*) FROM ({sql})"), [], |row| row.get(0)).unwrap()
+}
+
+/// What no history of writes may leave behind.
+async fn check(world: &World) {
+    let home = home(world);
+    let conn = home.look();
+    for (rule, violations) in [
+        (
+            "T1: a turn has its end or its marker, never both, never neither",
+            "SELECT 1 FROM turns t LEFT JOIN turn_markers m USING (org_id, turn_id) WHERE (t.outcome IS NULL) = (m.turn_id IS NULL)",
+        ),
+        ("a marker has its turn", "SELECT 1 FROM turn_markers LEFT JOIN turns t USING (org_id, turn_id) WHERE t.turn_id IS NULL"),
+        (
+            "a lane that waits has somebody to wait for",
+            "SELECT 1 FROM turn_markers w WHERE state = 'waiting' AND NOT EXISTS (SELECT 1 FROM turn_markers a WHERE a.org_id = w.org_id
+               AND a.agent_id = w.agent_id AND a.conversation_id = w.conversation_id AND a.seq < w.seq AND a.state <> 'waiting')",
+        ),
+        (
+            "places are unique and were given out",
+            "SELECT 1 FROM turns t LEFT JOIN conversations c USING (org_id, agent_id, conversation_id)
+              WHERE t.seq IS NOT NULL AND (c.next_seq IS NULL OR t.seq >= c.next_seq)",
+        ),
+        (
+            "a place is one turn's",
+            "SELECT 1 FROM turns WHERE seq IS NOT NULL GROUP BY org_id, agent_id, conversation_id, seq HAVING count(*) > 1",
+        ),
+        (
+            "E1: no event of an epoch that the turn never had, and none under the id of its start",
+            "SELECT 1 FROM turn_events e LEFT JOIN turns t USING (org_id, turn_id) LEFT JOIN turn_markers m USING (org_id, turn_id)
+              WHERE t.turn_id IS NULL OR e.epoch > coalesce(t.end_epoch, m.epoch) OR t.first_epoch IS NULL OR e.epoch < t.first_epoch",
+        ),
+        (
+            "S2, S4: a snapshot is a completed turn's, under its own run",
+            "SELECT 1 FROM snapshots s LEFT JOIN turns t USING (org_id, turn_id)
+              WHERE t.outcome IS NOT 'completed' OR t.run_id IS NOT s.run_id OR t.private OR t.conversation_id IS NOT s.conversation_id",
+        ),
+        (
+            "an idempotency key leads to its turn",
+            "SELECT 1 FROM idempotency_keys k LEFT JOIN turns t USING (org_id, turn_id) WHERE t.turn_id IS NULL",
+        ),
+        ("nothing refused runs", "SELECT 1 FROM turn_markers WHERE state = 'running' AND refusal IS NOT NULL"),
+    ] {
+        assert_eq!(count(&conn, violations), 0, "{rule}");
+    }
+    check_chains(&conn);
+    let counted = |stage: &str| count(&conn, &format!("SELECT 1 FROM turn_markers WHERE state = '{stage}'"));
+    let live = world.store.live_counts().await.unwrap();
+    assert_eq!(
+        [live.waiting, live.ready, live.running].map(|count| i64::try_from(count).unwrap()),
+        ["waiting", "ready", "running"].map(counted),
+        "the counts in memory are the rows'"
+    );
+    let intact: String = conn.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!(intact, "ok");
+}
+
+/// S3: from the head of every conversation, parent by parent, to its generation; nothing beside the chain; the newest keep their bytes.
+fn check_chains(conn: &rusqlite::Connection) {
+    type Key = (String, String, String);
+    let mut links: HashMap<Key, HashMap<Vec<u8>, (Vec<u8>, bool)>> = HashMap::new();
+    let mut statement = conn
+        .prepare("SELECT org_id, agent_id, conversation_id, run_id, parent_run, body IS NOT NULL FROM snapshots")
+        .unwrap();
+    let mut rows = statement.query([]).unwrap();
+    while let Some(row) = rows.next().unwrap() {
+        let key = (row.get(0).unwrap(), row.get(1).unwrap(), row.get(2).unwrap());
+        links.entry(key).or_default().insert(row.get(3).unwrap(), (row.get(4).unwrap(), row.get(5).unwrap()));
+    }
+    let mut statement =
+        conn.prepare("SELECT org_id, agent_id, conversation_id, head_run, generation FROM conversations").unwrap();
+    let mut rows = statement.query([]).unwrap();
+    while let Some(row) = rows.next().unwrap() {
+        let key: Key = (row.get(0).unwrap(), row.get(1).unwrap(), row.get(2).unwrap());
+        let (mut run, root): (Vec<u8>, Vec<u8>) = (row.get(3).unwrap(), row.get(4).unwrap());
+        let links = links.remove(&key).unwrap_or_default();
+        let mut seen = HashSet::new();
+        while run != root {
+            let (parent, has_body) =
+                links.get(&run).unwrap_or_else(|| panic!("{key:?}: a link of the chain is missing"));
+            assert_eq!(
+                *has_body,
+                seen.len() < SNAPSHOTS_KEPT as usize,
+                "{key:?}: the newest keep their bytes, the others do not"
+            );
+            assert!(seen.insert(run), "{key:?}: the chain is a ring");
+            run = parent.clone();
+        }
+        assert_eq!(seen.len(), links.len(), "{key:?}: a snapshot stands beside the chain");
+    }
+    assert!(links.is_empty(), "snapshots without a conversation");
+}
+
+mod suite {
+    crate::store::conformance::rules!(crate::store::sqlite::tests::world, crate::store::sqlite::tests::check);
+}
+
+#[tokio::test]
+async fn s6_a_snapshot_without_its_bytes_is_told() {
+    let world = world().await;
+    let claimed = world.submit_and_start(world.message("c")).await;
+    world.complete(&claimed, Some(b"state")).await;
+    assert_eq!(home(&world).damage("UPDATE snapshots SET body = NULL"), 1);
+    let fused = world.submit_and_start(world.message("c")).await;
+    let snapshot = fused.head.as_ref().unwrap().snapshot.as_ref().expect("it never silently starts fresh");
+    assert_eq!((snapshot.run_id, snapshot.body.clone()), (claimed.lease.turn.into(), None));
+    world.requeue(&fused, 0, false).await;
+    assert!(world.claim_one().await.head.unwrap().snapshot.unwrap().body.is_none());
+}
+
+#[tokio::test]
+async fn a_stranded_lane_is_mended_by_the_sweep() {
+    let world = world().await;
+    let turn = world.submit(world.message("c")).await;
+    let next = world.submit(world.message("c")).await;
+    // As if a commit had forgotten to make the next ready.
+    home(&world).damage("UPDATE turn_markers SET state = 'waiting' WHERE state = 'ready'");
+    home(&world)
+        .store
+        .writer
+        .lock()
+        .as_mut()
+        .unwrap()
+        .transaction(world.now(), |tx| {
+            tx.counts.shift(&org("acme"), Some(counts::Stage::Ready), Some(counts::Stage::Waiting));
+            Ok(())
+        })
+        .unwrap();
+    assert!(world.claim(10).await.is_empty());
+    assert!(world.sweep().await.ready);
+    let claimed = world.claim_one().await;
+    assert_eq!(claimed.lease.turn, turn);
+    world.complete(&claimed, None).await;
+    assert_eq!(world.claim_one().await.lease.turn, next);
+    check(&world).await;
+}
+
+#[tokio::test]
+async fn the_schema_says_it_a_second_time() {
+    let world = world().await;
+    let running = world.submit_and_start(world.message("c")).await;
+    world.submit(world.message("c")).await;
+    let ended = world.submit_and_start(world.message("d")).await;
+    world.complete(&ended, None).await;
+    let mut refused = world.message("e");
+    refused.envelope.org = None;
+    world.submit(refused).await;
+    let home = home(&world);
+    let fails = |sql: &str| {
+        let error = home.store.writer.lock().as_mut().unwrap().conn.execute(sql, []).expect_err(sql);
+        assert_eq!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::ConstraintViolation), "{sql}: {error}");
+    };
+    fails("UPDATE turns SET outcome = 'cancelled', reply = NULL, cancelled_by = 'user' WHERE outcome = 'completed'");
+    fails("UPDATE turns SET outcome = 'completed' WHERE outcome IS NULL");
+    fails(concat!("DELETE", " FROM turn_markers"));
+    fails("UPDATE turn_markers SET state = 'ready' WHERE state = 'waiting'");
+    fails("UPDATE turn_markers SET state = 'running', holder = x'00' WHERE refusal IS NOT NULL");
+    fails("UPDATE turn_markers SET holder = NULL WHERE state = 'running'");
+    world.complete(&running, Some(b"one")).await;
+    fails(
+        "INSERT INTO snapshots SELECT org_id, agent_id, conversation_id, randomblob(16), parent_run, turn_id, worker, version, at, body FROM snapshots",
+    );
+    check(&world).await;
+}
+
+#[tokio::test]
+async fn r4_a_full_disk_loses_nothing_and_heals() {
+    let world = world().await;
+    let home = home(&world);
+    let pages = |sql: &str| {
+        home.store.writer.lock().as_mut().unwrap().conn.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    let before = world.submit_and_start(world.message("c")).await;
+    let used = pages("PRAGMA page_count");
+    pages(&format!("PRAGMA max_page_count = {used}"));
+    let large = || {
+        let mut message = world.message("d");
+        message.message = vec![b'x'; 200_000].into();
+        message
+    };
+    let lost = world.message("e");
+    let batch = vec![Write::Accept(Box::new(lost.clone())), Write::Accept(Box::new(large()))];
+    let error = world.store.write(batch, world.now()).await.unwrap_err();
+    assert!(matches!(&error, StoreError::Unavailable(why) if why.contains("full")), "{error}");
+    assert!(world.store.turn(&org("acme"), lost.turn).await.unwrap().is_none(), "nothing of the batch was written");
+    check(&world).await;
+    pages("PRAGMA max_page_count = 4294967294");
+    world.complete(&before, None).await;
+    world.submit(lost).await;
+    world.submit(large()).await;
+    check(&world).await;
+}
+
+#[tokio::test]
+async fn a_read_only_database_is_unavailable_not_the_items_fault() {
+    let world = world().await;
+    home(&world).store.writer.lock().as_mut().unwrap().conn.pragma_update(None, "query_only", true).unwrap();
+    let item = Write::Accept(Box::new(world.message("c")));
+    let error = world.store.write(vec![item.clone(), item], world.now()).await.unwrap_err();
+    assert!(matches!(&error, StoreError::Unavailable(why) if why.contains("read-only")), "{error}");
+    home(&world).store.writer.lock().as_mut().unwrap().conn.pragma_update(None, "query_only", false).unwrap();
+    world.submit(world.message("c")).await;
+    check(&world).await;
+}
+
+#[tokio::test]
+async fn r1_what_was_accepted_is_there_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let (running, waiting) = {
+        let store = Arc::new(SqliteStore::open(options(&dir)).await.unwrap());
+        let world = World::new(store, Box::new(())).await;
+        let running = world.submit_and_start(world.message("c")).await;
+        (running, world.submit(world.message("c")).await)
+        // Dropped without a close, as a crash would.
+    };
+    let store = SqliteStore::open(options(&dir)).await.unwrap();
+    let live = store.live_counts().await.unwrap();
+    assert_eq!((live.waiting, live.ready, live.running), (1, 0, 1), "the counts come from the rows");
+    let (replica, now) = (ReplicaId::new(), Timestamp(2_000_000));
+    store.register_replica(replica, now, 1_000).await.unwrap();
+    store.expire_other_replicas(replica, Timestamp(1_000_001)).await.unwrap();
+    let request = crate::store::ClaimRequest {
+        holder: replica,
+        slots: 9,
+        org_running_max: crate::store::RunningBound(9),
+        backoff_ms: 1,
+        backoff_ms_max: 1,
+    };
+    let written = store.write(vec![Write::Claim(request)], Timestamp(1_000_001)).await.unwrap();
+    let [Written::Claim(claimed)] = &written[..] else { panic!("{written:?}") };
+    assert_eq!((claimed.len(), claimed[0].lease.turn, claimed[0].restarted), (1, running.lease.turn, true));
+    assert_eq!(store.turn(&org("acme"), waiting).await.unwrap().unwrap().for_host().state, TurnState::Queued);
+    store.close().await;
+    assert!(matches!(store.ping().await, Err(StoreError::Unavailable(_))));
+    assert!(matches!(store.write(vec![], now).await, Err(StoreError::Unavailable(_))));
+}
+
+#[tokio::test]
+async fn a_second_host_is_refused_and_the_directory_is_its_owners() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = SqliteStore::open(options(&dir)).await.unwrap();
+    let Err(StoreError::InUse(why)) = SqliteStore::open(options(&dir)).await else { panic!("opened twice") };
+    assert!(why.contains("another turnhouse uses") && why.contains("data"), "{why}");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(dir.path().join("data")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+    }
+    first.close().await;
+    drop(first);
+    SqliteStore::open(options(&dir)).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_no_database_of_ours_is_said_clearly() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::write(data.join(DATABASE), "this is a text file, and a long one at that. ".repeat(100)).unwrap();
+    let Err(StoreError::Corrupt(why)) = SqliteStore::open(options(&dir)).await else { panic!("opened a text file") };
+    assert!(why.contains("not a database") && why.contains("move it away"), "{why}");
+
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    for path in [file.clone(), file.join("below")] {
+        let Err(StoreError::Unavailable(why)) = SqliteStore::open(SqliteOptions::new(&path)).await else {
+            panic!("opened {}", path.display())
+        };
+        assert!(why.contains("not a directory"), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn every_commit_reaches_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(options(&dir)).await.unwrap();
+    let writer = store.writer.lock();
+    let conn = &writer.as_ref().unwrap().conn;
+    let pragma =
+        |name: &str| conn.pragma_query_value(None, name, |row| row.get::<_, rusqlite::types::Value>(0)).unwrap();
+    assert_eq!(pragma("synchronous"), rusqlite::types::Value::Integer(2), "FULL");
+    assert_eq!(pragma("journal_mode"), rusqlite::types::Value::Text("wal".to_owned()));
+    assert_eq!(pragma("foreign_keys"), rusqlite::types::Value::Integer(0));
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    SqliteStore::open(options(&dir)).await.unwrap().close().await;
+    let conn = rusqlite::Connection::open(dir.path().join("data").join(DATABASE)).unwrap();
+    conn.execute("INSERT INTO _sqlx_migrations VALUES (99, 'later', 0, 1, x'00', 0)", []).unwrap();
+    drop(conn);
+    let Err(StoreError::NewerSchema { found: 99, known: 1 }) = SqliteStore::open(options(&dir)).await else {
+        panic!("opened a newer schema")
+    };
+}
+
+#[tokio::test]
+async fn no_statement_scans_a_table() {
+    let world = world().await;
+    let conn = home(&world).look();
+    let all = [
+        accept::STATEMENTS,
+        catalog::STATEMENTS,
+        claim::STATEMENTS,
+        commit::STATEMENTS,
+        conversations::STATEMENTS,
+        facade::STATEMENTS,
+        keys::STATEMENTS,
+        reads::STATEMENTS,
+        running::STATEMENTS,
+        sweep::STATEMENTS,
+        writer::STATEMENTS,
+    ];
+    for (name, sql) in all.into_iter().flatten() {
+        assert!(sql.starts_with(&format!("-- {}\n", name.to_lowercase())), "{name} says its name");
+        let mut statement =
+            conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let plan: Vec<String> = statement.raw_query().mapped(|row| row.get(3)).collect::<Result<_, _>>().unwrap();
+        for step in &plan {
+            let scans = step.starts_with("SCAN ") && !step.contains("VIRTUAL TABLE") && step != "SCAN CONSTANT ROW";
+            let allowed = match *name {
+                // Once, at the start; the operator's list of orgs.
+                "LOAD_COUNTS" | "ORGS" => true,
+                // Over the partial indexes of what waits, is ready, was refused; the replicas are a handful.
+                "SWEEP_STUCK" => step.contains("markers_waiting"),
+                "SWEEP_READY" => step.contains("markers_ready"),
+                "SWEEP_DEAD" | "SWEEP_REPLICAS" | "EXPIRE_OTHERS" => step.contains("replicas"),
+                _ => false,
+            };
+            assert!(!scans || allowed, "{name}: {plan:#?}");
+        }
+        // A probe must use the whole key: through the wrong index it walks a conversation's chain.
+        let point = ["HEAD_SNAPSHOT", "SNAPSHOT_KNOWN", "SNAPSHOT_DROP"].contains(name);
+        assert!(!point || plan[0].contains("run_id=?"), "{name}: {plan:#?}");
+        let ordered = [
+            "TURNS_FORWARD",
+            "TURNS_BACKWARD",
+            "EVENTS",
+            "EVENTS_FROM",
+            "CLAIM_NEXT",
+            "CONVERSATIONS",
+            "CONVERSATIONS_OF",
+        ];
+        assert!(!ordered.contains(name) || !plan.iter().any(|step| step.contains("TEMP B-TREE")), "{name}: {plan:#?}");
+    }
+}
+
+#[test]
+fn s9_exactly_one_function_deletes_markers() {
+    let needle = concat!("DELETE FROM ", "turn_markers");
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    let mut dirs = vec![root.join("src"), root.join("../migrations")];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            let squeezed = text.split_whitespace().collect::<Vec<_>>().join(" ").to_uppercase();
+            for _ in squeezed.matches(&needle.to_uppercase()) {
+                found.push(path.clone());
+            }
+        }
+    }
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].ends_with("src/store/sqlite/commit.rs"));
+    let commit = std::fs::read_to_string(&found[0]).unwrap();
+    // Its declaration and its one use.
+    assert_eq!(commit.matches("COMMIT_DELETE").count(), 2, "one function runs it");
+}
+
+#[tokio::test]
+async fn a_checkpoint_beside_the_writer_changes_nothing() {
+    let world = world().await;
+    for round in 0..200 {
+        let claimed = world.submit_and_start(world.message(&format!("c-{}", round % 3))).await;
+        let result = world.end(world.commit(&claimed, replied("ok"))).await;
+        assert!(matches!(result, CommitResult::Won(_)));
+    }
+    let page = world
+        .store
+        .turns(&org("acme"), &agent(), &conversation("c-0"), None, crate::store::Direction::Backward, true, 100)
+        .await
+        .unwrap();
+    assert_eq!(page.items.len(), 67);
+    assert!(matches!(world.accept(world.message("c-0")).await, AcceptResult::Accepted { .. }));
+    check(&world).await;
+}

@@ -1,0 +1,104 @@
+//! A host in this process, with its gateway on a free port of the loopback interface.
+
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use turnhouse::caller::Scopes;
+use turnhouse::config::Config;
+use turnhouse::host::Host;
+use turnhouse::ids::{OrgId, UserId};
+use turnhouse::store::LiveCounts;
+use turnhouse::{http, keys};
+
+use crate::client::Client;
+
+/// A host of a test.
+pub struct TestHost {
+    /// The host itself, for what the API does not show.
+    pub host: Host,
+    /// Where its gateway listens.
+    pub url: String,
+    dir: Option<TempDir>,
+    data_dir: PathBuf,
+    config: Config,
+    stop: CancellationToken,
+    gateway: tokio::task::JoinHandle<()>,
+}
+
+impl TestHost {
+    /// A host on a fresh data directory, with small pools.
+    pub async fn start() -> TestHost {
+        TestHost::start_with(|_| {}).await
+    }
+
+    /// A host whose configuration `change` has changed.
+    pub async fn start_with(change: impl FnOnce(&mut Config)) -> TestHost {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut config = Config { data_dir: dir.path().join("data"), guest_threads: 2, ..Config::default() };
+        config.limits.host_running_max = 32;
+        change(&mut config);
+        let mut host = TestHost::start_at(config).await;
+        host.dir = Some(dir);
+        host
+    }
+
+    /// A host on what `config` names.
+    pub async fn start_at(config: Config) -> TestHost {
+        let host = Host::start(config.clone()).await.expect("the host starts");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("its address"));
+        let stop = CancellationToken::new();
+        let serve = http::serve(host.clone(), listener, stop.clone());
+        let gateway = tokio::spawn(async move { drop(serve.await) });
+        TestHost { host, url, dir: None, data_dir: config.data_dir.clone(), config, stop, gateway }
+    }
+
+    /// Where the host keeps its data.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// A member of an org with a key of these scopes; the org is made if it is new.
+    pub async fn member(&self, org: &str, user: &str, scopes: &str) -> Client {
+        let (org, user) = (OrgId::parse(org).expect("an org id"), UserId::parse(user).expect("a user id"));
+        let now = self.host.clock.now();
+        self.host.store.create_org(&org, &user, now).await.expect("the org is made");
+        let scopes = Scopes::parse(scopes).expect("scopes");
+        let key = keys::mint(org.clone(), user.clone(), scopes, "test", None, now);
+        assert!(self.host.store.create_key(key.hash, &key.record).await.expect("the key is stored"));
+        Client::new(&self.url, &key.secret)
+    }
+
+    /// Live turns by state.
+    pub async fn live(&self) -> LiveCounts {
+        self.host.store.live_counts().await.expect("the store answers")
+    }
+
+    /// Drains the host, asserts that it leaves nothing behind, and starts another on the same data.
+    pub async fn restart(mut self) -> TestHost {
+        let dir = self.dir.take();
+        let config = self.config.clone();
+        self.shut_down().await;
+        let mut next = TestHost::start_at(config).await;
+        next.dir = dir;
+        next
+    }
+
+    /// Drains the host and asserts that it leaves nothing behind: no marker, no slot.
+    pub async fn stop(mut self) {
+        crate::eventually("no live turn is left", async || self.live().await == LiveCounts::default()).await;
+        let dir = self.dir.take();
+        self.shut_down().await;
+        drop(dir);
+    }
+
+    async fn shut_down(self) {
+        self.stop.cancel();
+        self.host.drain().await;
+        assert_eq!(self.host.dispatch.slots.in_use(), 0, "a slot is still held");
+        assert!(self.host.dispatch.running().is_empty(), "a run is still tracked");
+        let _ = tokio::time::timeout(crate::PATIENCE, self.gateway).await.expect("the gateway ends");
+    }
+}

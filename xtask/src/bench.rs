@@ -1,0 +1,165 @@
+//! `cargo xtask bench`: what the parts can do, what the whole does, and how near it comes, in one run on one machine.
+//!
+//! Durability is on throughout (`synchronous=FULL` on the disk that holds `target`). Every figure is the median of several short runs, and the
+//! runs of different rows alternate, so that a machine that drifts drifts for all of them. The host is the real program in a process of its
+//! own, on the same cores as the load tool.
+
+mod deadline;
+mod history;
+mod machine;
+mod parts;
+mod report;
+mod throughput;
+mod waiting;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use crate::api::{Api, message, turns_path};
+use crate::host::{Host, Start};
+use crate::load::{Answer, Load, Requests, request};
+use crate::setup::{self, Built, Profile};
+use report::Report;
+
+/// What the command line asks for.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// Length of one run of a load, in seconds
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// One short run of each, and a short history: to see that it works, not to quote
+    #[arg(long)]
+    quick: bool,
+    /// Write the figures to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Only rows with this in their names: parts, echo, snapshot, deadline, waiting, history
+    #[arg(long, value_name = "ROW")]
+    only: Option<String>,
+}
+
+/// What every row needs.
+struct Bench {
+    built: Built,
+    /// Length of one run of a load.
+    run: Duration,
+    runs: usize,
+    quick: bool,
+    only: Option<String>,
+    report: Report,
+}
+
+/// Runs it here when this is the release build, else builds and starts that one: a load tool without optimisation would measure itself.
+pub async fn run(options: Options) -> Result<ExitCode> {
+    setup::ensure_wasm_target()?;
+    if cfg!(debug_assertions) {
+        let program = setup::build_bin(Profile::Release, "xtask")?;
+        let status =
+            Command::new(program).args(std::env::args_os().skip(1)).current_dir(std::env::current_dir()?).status()?;
+        return Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)));
+    }
+    let mut bench = Bench {
+        built: setup::build(Profile::Release)?,
+        run: Duration::from_secs_f64(
+            if options.quick { options.seconds.min(1.0) } else { options.seconds }.clamp(0.2, 60.0),
+        ),
+        runs: if options.quick { 1 } else { 5 },
+        quick: options.quick,
+        only: options.only,
+        report: Report::default(),
+    };
+    parts::run(&mut bench).await?;
+    throughput::run(&mut bench).await?;
+    deadline::run(&mut bench).await?;
+    waiting::run(&mut bench).await?;
+    history::run(&mut bench).await?;
+
+    let machine = machine::describe();
+    let ratios = parts::ratios(&bench.report);
+    println!("\n{machine}\n\n{}", bench.report.table());
+    if !ratios.is_empty() {
+        println!("{}", parts::ratio_table(&ratios));
+    }
+    if let Some(file) = &options.json {
+        let ratios: serde_json::Map<_, _> = ratios.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+        let all = json!({"machine": machine, "quick": bench.quick, "run_seconds": bench.run.as_secs_f64(),
+                         "figures": bench.report.json(), "ratios": ratios});
+        std::fs::write(file, format!("{all:#}\n")).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Bench {
+    /// Whether a row was asked for.
+    fn wants(&self, row: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| row.contains(only.as_str()))
+    }
+
+    /// A host of its own for a row, on a fresh directory that goes with it.
+    async fn host(&self, modules: &[&str], settings: &[(&str, u64)]) -> Result<Running> {
+        let scratch = setup::scratch_dir("bench")?;
+        let start = Start {
+            program: self.built.program.clone(),
+            data_dir: scratch.path().join("data"),
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            modules: modules.iter().map(|name| self.built.guest(name)).collect::<Result<_>>()?,
+            settings: settings
+                .iter()
+                .map(|(name, value)| (format!("TURNHOUSE_LIMITS__{}", name.to_uppercase()), value.to_string()))
+                .collect(),
+        };
+        let host = start.run().await?;
+        Ok(Running { api: Api::of(&host), host, start, _scratch: scratch })
+    }
+}
+
+/// A host and where it lives.
+struct Running {
+    host: Host,
+    api: Api,
+    start: Start,
+    _scratch: tempfile::TempDir,
+}
+
+impl Running {
+    /// Adds the host's own words to an error of its row.
+    fn blame<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| {
+            let log = self.start.log_tail();
+            if log.is_empty() { error } else { error.context(log) }
+        })
+    }
+
+    /// Clients that each hold a conversation of their own with `agent` and read every turn to its end.
+    fn conversations(&self, agent: &str, label: &str, clients: usize, measured: Duration) -> Load {
+        let prebuilt: Vec<Vec<u8>> =
+            (0..clients).map(|client| turn_request(&self.api, agent, &format!("{label}-{client}"))).collect();
+        let requests: Requests = Rc::new(move |client, _, out: &mut Vec<u8>| out.extend_from_slice(&prebuilt[client]));
+        Load::new(self.api.address, clients, measured, Answer::Event("turn.completed"), requests)
+    }
+
+    /// One client that asks `/healthz` again and again, with a short rest.
+    fn gateway(&self, measured: Duration) -> Load {
+        let bytes = request("GET", "/healthz", "", &[], b"");
+        let requests: Requests = Rc::new(move |_, _, out: &mut Vec<u8>| out.extend_from_slice(&bytes));
+        let mut load = Load::new(self.api.address, 1, measured, Answer::Status(200), requests);
+        load.pause = Duration::from_millis(2);
+        load
+    }
+}
+
+/// Submits a short message; the answer is the turn's stream.
+fn turn_request(api: &Api, agent: &str, conversation: &str) -> Vec<u8> {
+    let body = message("What is the capital of France?").to_string();
+    request("POST", &turns_path(agent, conversation), &api.key, &["Accept: text/event-stream"], body.as_bytes())
+}
+
+fn say(what: &str) {
+    eprintln!("  {what}");
+}

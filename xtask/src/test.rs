@@ -1,0 +1,54 @@
+//! `cargo xtask test`: every test of the workspace, after all set-up.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::setup;
+
+/// What the command line asks for.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Run only tests whose names contain one of these
+    filters: Vec<String>,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    setup::ensure_wasm_target()?;
+    let all = options.filters.is_empty();
+    let mut failed = Vec::new();
+    if has_nextest() {
+        // One process a test, all in parallel. It runs no doc tests.
+        let filters: Vec<&str> = options.filters.iter().map(String::as_str).collect();
+        if !cargo(&[&["nextest", "run", "--workspace", "--no-fail-fast"], filters.as_slice()].concat())? {
+            failed.push("cargo nextest run --workspace");
+        }
+        if all && !cargo(&["test", "--workspace", "--doc", "--quiet"])? {
+            failed.push("cargo test --workspace --doc");
+        }
+    } else {
+        // Without `--`, cargo test takes one filter only; the test harness takes any number.
+        let mut arguments = vec!["test", "--workspace", "--no-fail-fast", "--quiet"];
+        if !all {
+            arguments.push("--");
+            arguments.extend(options.filters.iter().map(String::as_str));
+        }
+        if !cargo(&arguments)? {
+            failed.push("cargo test --workspace");
+        }
+    }
+    println!("\nOne suite alone: cargo test -p turnhouse --lib gate::   One test: cargo xtask test NAME");
+    ensure!(failed.is_empty(), "these failed: {}", failed.join(", "));
+    Ok(())
+}
+
+fn has_nextest() -> bool {
+    let version = setup::cargo().args(["nextest", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    version.is_ok_and(|status| status.success())
+}
+
+fn cargo(arguments: &[&str]) -> Result<bool> {
+    let mut cargo: Command = setup::cargo();
+    eprintln!("$ cargo {}", arguments.join(" "));
+    Ok(cargo.args(arguments).status().context("cannot run cargo")?.success())
+}
