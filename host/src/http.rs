@@ -55,6 +55,9 @@ mod health;
 
 pub mod openapi;
 
+#[cfg(test)]
+mod tests;
+
 pub use auth::Peer;
 pub use serve::serve;
 
