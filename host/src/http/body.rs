@@ -16,7 +16,7 @@ use super::problem::{Code, Problem};
 const JSON_BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a client may take to send a module.
-const MODULE_BODY_TIMEOUT: Duration = Duration::from_secs(300);
+const MODULE_BODY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A JSON body's bytes, which are UTF-8.
 #[derive(Debug, Clone)]

@@ -81,7 +81,11 @@ impl Edge {
 
     /// With worker `hi` as agent `hi`, the default, and worker `spin` as agent `spin`.
     async fn deployed() -> Edge {
-        let edge = Edge::start().await;
+        Edge::deployed_with(|_| {}).await
+    }
+
+    async fn deployed_with(change: impl FnOnce(&mut Config)) -> Edge {
+        let edge = Edge::with(change).await;
         let admin = edge.key("acme", "root", "admin").await;
         for (name, wat, default) in [("hi", WORKER, true), ("spin", SPINNER, false)] {
             let wasm = wat::parse_str(wat).unwrap();
@@ -208,6 +212,30 @@ async fn a_stream_goes_on_after_the_id_that_its_client_saw() {
     assert_eq!(after("nonsense").await.code(), "invalid_cursor");
     let xml = edge.send("GET", &events, &ann, &[("accept", "application/xml")], Body::empty()).await;
     assert_eq!(xml.code(), "not_acceptable");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e7_a_client_that_leaves_cancels_nothing_and_makes_room_for_another_reader() {
+    let edge = Edge::deployed_with(|config| config.limits.readers_per_turn_max = 1).await;
+    let ann = edge.key("acme", "ann", "turns").await;
+    let turn = edge.post("/v1/agents/spin/conversations/c-1/turns", &ann, &[], hello()).await.json();
+    let events = turn["links"]["events"].as_str().unwrap();
+    let request = || {
+        let request = Request::builder().uri(events).header("authorization", format!("Bearer {ann}"));
+        request.body(Body::empty()).unwrap()
+    };
+    let mut first = edge.router.clone().oneshot(request()).await.unwrap();
+    let frame = first.body_mut().frame().await.unwrap().unwrap().into_data().unwrap();
+    assert!(frame.starts_with(b"event: turn.accepted"));
+    let second = edge.get(events, &ann).await;
+    assert_eq!((second.status.as_u16(), second.code().as_str()), (429, "too_many_streams"));
+    drop(first);
+    let again = edge.router.clone().oneshot(request()).await.unwrap();
+    assert_eq!(again.status(), 200);
+    drop(again);
+    let state = edge.get(turn["links"]["self"].as_str().unwrap(), &ann).await.json()["state"].clone();
+    assert!(state == "queued" || state == "running", "{state}");
+    edge.post(turn["links"]["cancel"].as_str().unwrap(), &ann, &[], json!({})).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
