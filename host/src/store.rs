@@ -537,6 +537,7 @@ pub enum PutWorker {
 
 /// What became of [`Store::put_agent`].
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant)] // one at a time, taken apart at once
 pub enum PutAgent {
     /// Stored.
     Stored {

@@ -75,7 +75,7 @@ pub struct SqliteStore {
     readers: SqlitePool,
     checkpointer: checkpoint::Checkpointer,
     /// Held for the store's life: another host would take this one for dead. `None` beside the host that holds it.
-    _lock: Option<File>,
+    lock: Option<File>,
 }
 
 impl SqliteStore {
@@ -87,7 +87,8 @@ impl SqliteStore {
     }
 
     /// Opens it for orgs and keys, also beside the host that uses it: their writes are short, and no host keeps them in memory for long. Turns
-    /// must not be written through it, nor agents or workers: a running host counts and caches those.
+    /// are that host's alone, who counts them: [`Store::write`](super::Store::write) and the deletion of conversations are refused then. Agents
+    /// and workers must not be written through it either: a running host caches those.
     pub async fn open_admin(options: SqliteOptions) -> Result<SqliteStore> {
         let file = options.data_dir.join(DATABASE);
         match make_and_lock(&options.data_dir) {
@@ -124,7 +125,17 @@ impl SqliteStore {
             )
             .await
             .map_err(|error| opening(&file, error))?;
-        Ok(SqliteStore { writer: Arc::new(FairMutex::new(Some(writer))), readers, checkpointer, _lock: lock })
+        Ok(SqliteStore { writer: Arc::new(FairMutex::new(Some(writer))), readers, checkpointer, lock })
+    }
+
+    /// Only the host that holds the lock counts what is live.
+    fn owns_turns(&self) -> Result<()> {
+        match self.lock {
+            Some(_) => Ok(()),
+            None => Err(StoreError::InUse(
+                "a running turnhouse owns the turns of this database; ask it over HTTP".to_owned(),
+            )),
+        }
     }
 
     /// One write outside the journal, on a thread that may block.
@@ -168,7 +179,15 @@ fn make_and_lock(dir: &Path) -> Result<File> {
     builder.create(dir).map_err(unavailable)?;
     let lock = File::options().create(true).truncate(false).write(true).open(dir.join(LOCK)).map_err(unavailable)?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
+        Ok(()) => {
+            // Before SQLite makes it with everybody's rights: the directory may be an older one that others can enter.
+            let mut database = File::options();
+            database.create(true).truncate(false).write(true);
+            #[cfg(unix)]
+            std::os::unix::fs::OpenOptionsExt::mode(&mut database, 0o600);
+            database.open(dir.join(DATABASE)).map_err(unavailable)?;
+            Ok(lock)
+        }
         Err(TryLockError::WouldBlock) => Err(StoreError::InUse(format!(
             "another turnhouse uses {}; stop it or name another data directory",
             dir.display()

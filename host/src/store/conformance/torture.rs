@@ -39,6 +39,7 @@ impl Random {
 }
 
 type Lane = (OrgId, ConversationId);
+type Key = (OrgId, Option<ConversationId>, String);
 
 /// What the answers so far say must be true.
 #[derive(Default)]
@@ -142,7 +143,7 @@ struct Run<'w> {
     random: Random,
     model: Model,
     replicas: Vec<Replica>,
-    keys: HashMap<(OrgId, Option<ConversationId>, String), ([u8; 32], TurnId)>,
+    keys: HashMap<Key, ([u8; 32], TurnId)>,
 }
 
 impl Run<'_> {
@@ -326,8 +327,19 @@ impl Run<'_> {
     }
 
     /// Writes, and holds every answer against the model, in order.
-    async fn write(&mut self, batch: Vec<Write>) {
-        let written = self.world.batch(batch.clone()).await;
+    async fn write(&mut self, mut batch: Vec<Write>) {
+        // Poison at the end takes everything before it back once, and must leave no other trace.
+        let poison = self.random.chance(10).then(|| {
+            let mut message = self.world.message("c-0");
+            message.envelope.org = Some(org("elsewhere"));
+            message
+        });
+        batch.extend(poison.clone().map(|message| Write::Accept(Box::new(message))));
+        let mut written = self.world.batch(batch.clone()).await;
+        if poison.is_some() {
+            batch.pop();
+            assert!(matches!(written.pop(), Some(Written::Failed(_) | Written::Accept(AcceptResult::Refused(_)))));
+        }
         for (item, written) in batch.iter().zip(written) {
             let holds = |lease: &Lease| {
                 self.model.running.get(&(lease.org.clone(), lease.turn)).is_some_and(|epoch| *epoch == lease.epoch)

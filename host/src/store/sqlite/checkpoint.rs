@@ -43,6 +43,12 @@ impl Checkpointer {
     }
 }
 
+impl Drop for Checkpointer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
 fn run(conn: &Connection, woken: &Receiver<()>) {
     while woken.recv().is_ok() {
         // Passive: it never makes anybody wait. What fails here (a full disk) fails at the writer too, and is reported there.

@@ -37,6 +37,7 @@ SELECT 1";
 #[async_trait]
 impl Store for SqliteStore {
     async fn write(&self, batch: Vec<Write>, now: Timestamp) -> Result<Vec<Written>> {
+        self.owns_turns()?;
         // The journal's own thread: it may block.
         Ok(self.writer.lock().as_mut().ok_or_else(closed)?.write(&batch, now)?)
     }
@@ -171,6 +172,7 @@ impl Store for SqliteStore {
         conversation: &ConversationId,
         now: Timestamp,
     ) -> Result<Vec<Ended>> {
+        self.owns_turns()?;
         let ids = (org.clone(), agent.clone(), conversation.clone());
         self.write_with(now, move |tx| tx.delete_conversation(&ids.0, &ids.1, &ids.2)).await
     }

@@ -112,7 +112,8 @@ async fn check(world: &World) {
 /// S3: from the head of every conversation, parent by parent, to its generation; nothing beside the chain; the newest keep their bytes.
 fn check_chains(conn: &rusqlite::Connection) {
     type Key = (String, String, String);
-    let mut links: HashMap<Key, HashMap<Vec<u8>, (Vec<u8>, bool)>> = HashMap::new();
+    type Link = (Vec<u8>, bool);
+    let mut links: HashMap<Key, HashMap<Vec<u8>, Link>> = HashMap::new();
     let mut statement = conn
         .prepare("SELECT org_id, agent_id, conversation_id, run_id, parent_run, body IS NOT NULL FROM snapshots")
         .unwrap();
@@ -300,10 +301,47 @@ async fn a_second_host_is_refused_and_the_directory_is_its_owners() {
         use std::os::unix::fs::PermissionsExt;
         let mode = std::fs::metadata(dir.path().join("data")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
+        let mode = std::fs::metadata(dir.path().join("data").join(DATABASE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
     }
     first.close().await;
     drop(first);
     SqliteStore::open(options(&dir)).await.unwrap();
+}
+
+#[tokio::test]
+async fn keys_are_made_beside_a_running_host_and_turns_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = SqliteStore::open(options(&dir)).await.unwrap();
+    let beside = SqliteStore::open_admin(options(&dir)).await.unwrap();
+    let owner = crate::store::conformance::user("root");
+    assert!(beside.create_org(&org("acme"), &owner, Timestamp(1)).await.unwrap());
+    assert_eq!(host.orgs().await.unwrap().len(), 1, "the host sees it at once");
+    assert!(matches!(beside.write(vec![], Timestamp(1)).await, Err(StoreError::InUse(_))));
+    let deleted = beside.delete_conversation(&org("acme"), &agent(), &conversation("c"), Timestamp(1)).await;
+    assert!(matches!(deleted, Err(StoreError::InUse(_))));
+    beside.close().await;
+    host.close().await;
+    drop((host, beside));
+    SqliteStore::open_admin(options(&dir)).await.unwrap().write(vec![], Timestamp(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_turn_handed_round_for_ever_ends() {
+    let world = world().await;
+    let claimed = world.submit_and_start(world.message("c")).await;
+    assert_eq!(crate::lease::EPOCH_MAX, 1_000_000, "the partial index says this number, too");
+    home(&world).damage("UPDATE turn_markers SET epoch = 999999");
+    let mut last = claimed.clone();
+    last.lease.epoch = 999_999;
+    world.requeue(&last, 0, false).await;
+    assert!(world.claim(10).await.is_empty());
+    let found = world.sweep().await;
+    assert!(!found.ready);
+    let found: Vec<_> = found.overdue.iter().map(|overdue| (overdue.turn, overdue.why)).collect();
+    assert_eq!(found, [(claimed.lease.turn, crate::store::OverdueReason::AttemptsExhausted)]);
+    assert!(matches!(world.cancel(claimed.lease.turn).await, CommitResult::Won(_)));
+    check(&world).await;
 }
 
 #[tokio::test]

@@ -143,6 +143,11 @@ impl Writer {
 
     /// Runs `work` as one durable transaction, or leaves no trace of it.
     pub(super) fn transaction<T>(&mut self, now: Timestamp, work: impl FnOnce(&mut Tx<'_>) -> Tried<T>) -> Tried<T> {
+        if !self.conn.is_autocommit() {
+            // The last one ended in a panic, or could not even be rolled back.
+            self.counts.undo_to(0);
+            self.conn.execute_batch("ROLLBACK")?;
+        }
         self.conn.execute_batch("BEGIN IMMEDIATE")?;
         let cursor = self.cursor.clone();
         let mut tx = Tx {
@@ -168,12 +173,12 @@ impl Writer {
                 Ok(value)
             }
             Err(fault) => {
-                // SQLite ends the transaction itself after some errors.
+                self.counts.undo_to(0);
+                self.cursor = cursor;
+                // SQLite ends the transaction itself after some errors. Where this fails, the next one begins with it.
                 if !self.conn.is_autocommit() {
                     self.conn.execute_batch("ROLLBACK")?;
                 }
-                self.counts.undo_to(0);
-                self.cursor = cursor;
                 Err(fault)
             }
         }
