@@ -87,13 +87,37 @@ async fn open(config: &Config) -> Result<Arc<dyn Store>> {
     Ok(Arc::new(store))
 }
 
-/// The store's failure, with what to do.
+/// The store's failure, with what to do. Where it says that itself, behind its last semicolon, it knows better.
 pub fn failed(error: StoreError) -> CliError {
+    let text = error.to_string();
+    if let Some((what, advice)) = text.rsplit_once("; ") {
+        return CliError::failed(what).help(advice);
+    }
     let help = match &error {
-        StoreError::InUse(_) => "end the host that uses the data directory, or wait for it",
+        StoreError::InUse(_) => "end the host that uses the data directory, or choose another --data-dir",
         StoreError::Unavailable(_) => "is the data directory writable, with room left on its disk? see --data-dir",
         StoreError::NewerSchema { .. } => "install the turnhouse that last used this data directory, or a newer one",
         StoreError::Corrupt(_) => "keep a copy of the data directory before anything else",
     };
-    CliError::failed(error.to_string()).help(help)
+    CliError::failed(text).help(help)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::output::Style;
+    use super::*;
+
+    #[test]
+    fn what_the_store_advises_is_the_help() {
+        let error = failed(StoreError::InUse("another turnhouse uses data; stop it".into())).render(Style::plain());
+        assert_eq!(error, "error: another turnhouse uses data\n  help: stop it");
+        let error = failed(StoreError::Corrupt("a snapshot".into())).render(Style::plain());
+        assert!(error.contains("a snapshot") && error.contains("keep a copy"), "{error}");
+    }
+
+    #[test]
+    fn a_password_in_the_databases_address_is_not_printed() {
+        let url = DatabaseUrl::from("postgres://ann:secret@db/turnhouse".to_owned());
+        assert!(!format!("{url:?}").contains("secret"));
+    }
 }

@@ -5,7 +5,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use serde_json::json;
 use turnhouse::agent::AgentSettings;
 use turnhouse::config::Config;
 use turnhouse::host::Host;
@@ -60,6 +59,14 @@ pub struct Args {
     log_format: Option<LogFormat>,
 }
 
+/// The first line on stdout with `--json`: the host answers.
+#[derive(serde::Serialize)]
+struct Ready<'a> {
+    url: &'a str,
+    org: &'a str,
+    api_key: &'a str,
+}
+
 /// Runs until it is told to end.
 pub async fn run(args: Args, output: Output) -> Result {
     if !args.listen.ip().is_loopback() {
@@ -88,7 +95,9 @@ pub async fn run(args: Args, output: Output) -> Result {
     let url = hosting.url()?;
     let ready = || {
         if output.json {
-            line(&json!({"url": url, "org": ORG, "api_key": api_key}).to_string());
+            // In the order in which a person reads it, too.
+            let ready = Ready { url: &url, org: ORG, api_key: &api_key };
+            line(&serde_json::to_string(&ready).expect("strings serialise"));
         } else {
             banner(&url, &api_key, &modules);
         }

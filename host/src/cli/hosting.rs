@@ -19,7 +19,7 @@ use turnhouse::http;
 use turnhouse::store::StoreError;
 use turnhouse::telemetry::{self, LogFormat};
 
-use super::{CliError, Result};
+use super::{CliError, Result, database};
 
 /// How long open connections may take to end once the host has drained. By then every turn's stream has told its end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -53,8 +53,7 @@ impl Hosting {
         let recorder = telemetry::install_metrics().context("cannot install the metrics")?;
         // From here on a signal is waited for rather than obeyed by the kernel.
         let signals = Signals::install()?;
-        let data_dir = config.data_dir.display().to_string();
-        let host = Box::pin(Host::start(config)).await.map_err(|error| started_not(error, &data_dir))?;
+        let host = Box::pin(Host::start(config)).await.map_err(started_not)?;
         Ok(Hosting { host, gateway, metrics, recorder, signals })
     }
 
@@ -143,18 +142,12 @@ async fn listen(address: SocketAddr, setting: &str) -> Result<TcpListener> {
     })
 }
 
-fn started_not(error: anyhow::Error, data_dir: &str) -> CliError {
-    let help = match error.downcast_ref::<StoreError>() {
-        Some(StoreError::InUse(_)) => {
-            "one host at a time uses a data directory: end the other one, or choose another --data-dir".to_owned()
-        }
-        Some(StoreError::Unavailable(_)) => format!("is {data_dir} writable, with room left on its disk?"),
-        Some(StoreError::NewerSchema { .. }) => {
-            "install the turnhouse that last used this data directory, or a newer one".to_owned()
-        }
-        _ => String::new(),
-    };
-    CliError::from(error.context("cannot start the host")).help(help)
+fn started_not(error: anyhow::Error) -> CliError {
+    const DOING: &str = "cannot start the host";
+    match error.downcast::<StoreError>() {
+        Ok(error) => database::failed(error).context(DOING),
+        Err(error) => CliError::from(error.context(DOING)),
+    }
 }
 
 fn unexpected(ended: Result<anyhow::Result<()>, tokio::task::JoinError>) -> CliError {
@@ -222,9 +215,11 @@ mod tests {
 
     #[test]
     fn a_host_that_cannot_start_says_what_to_do() {
-        let in_use = started_not(StoreError::InUse("data is in use".into()).into(), "data").render(Style::plain());
-        assert!(in_use.contains("data is in use") && in_use.contains("--data-dir"), "{in_use}");
-        let newer = started_not(StoreError::NewerSchema { found: 9, known: 1 }.into(), "data").render(Style::plain());
+        let in_use = started_not(StoreError::InUse("it is in use; end the other".into()).into()).render(Style::plain());
+        assert_eq!(in_use, "error: cannot start the host: it is in use\n  help: end the other");
+        let newer = started_not(StoreError::NewerSchema { found: 9, known: 1 }.into()).render(Style::plain());
         assert!(newer.contains("schema version 9") && newer.contains("newer"), "{newer}");
+        let other = started_not(anyhow::anyhow!("no threads")).render(Style::plain());
+        assert_eq!(other, "error: cannot start the host: no threads");
     }
 }
