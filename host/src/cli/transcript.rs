@@ -86,10 +86,12 @@ impl<O: Write, E: Write> Transcript<O, E> {
             "output.delta" => self.delta(&text("text"))?,
             "status" => self.remark(&text("text"))?,
             "turn.restarted" => {
-                self.remark("the turn begins again: its host was lost; what stands above is void")?;
+                let void = if self.shown { "; what stands above is void" } else { "" };
+                self.remark(&format!("the turn begins again, its host was lost{void}"))?;
                 self.shown = false;
             }
-            "resync" => {
+            // Where the reply is written once and whole, nothing has to be caught up.
+            "resync" if self.streams => {
                 self.remark("older events are gone; what was said so far:")?;
                 self.shown = false;
                 self.delta(&text("text"))?;
@@ -221,7 +223,8 @@ mod tests {
             ("output.delta", json!({"text": "draft"})),
             ("turn.completed", json!({"reply": {"text": "final\u{1b}"}, "replaces_deltas": true})),
         ];
-        assert_eq!(written(false, &events).0, "final\u{1b}");
+        let (out, err, _) = written(false, &events);
+        assert_eq!((out.as_str(), err.as_str()), ("final\u{1b}", "the turn begins again, its host was lost\n"));
     }
 
     #[test]
