@@ -70,20 +70,22 @@ pub enum Profile {
 pub struct Built {
     /// The program `turnhouse`.
     pub program: PathBuf,
-    workers_out_dir: PathBuf,
+    /// The table of modules that the workers' build script has written.
+    guests: String,
 }
 
 impl Built {
     /// The module of a bundled worker or of a test's guest.
     pub fn guest(&self, name: &str) -> Result<PathBuf> {
-        ["workers", "guests"]
-            .iter()
-            .map(|group| {
-                self.workers_out_dir.join(group).join(WASM_TARGET).join("release").join(format!("{name}.wasm"))
-            })
-            .find(|path| path.is_file())
-            .with_context(|| format!("the build made no worker called {name} in {}", self.workers_out_dir.display()))
+        module(&self.guests, name).with_context(|| format!("the build made no worker called {name}"))
     }
+}
+
+/// Its lines are Rust: `Guest { name: "echo", path: "/…/echo.wasm" },`. Depending on the crate that holds them instead would build the workers
+/// before this program could install the target that they need.
+fn module(guests: &str, name: &str) -> Option<PathBuf> {
+    let (_, rest) = guests.split_once(&format!("name: {name:?}, path: \""))?;
+    rest.split_once('"').map(|(path, _)| PathBuf::from(path))
 }
 
 /// Builds the program and the workers.
@@ -94,7 +96,8 @@ pub fn build(profile: Profile) -> Result<Built> {
             && m["package_id"].as_str().is_some_and(|id| id.contains("workers#turnhouse-workers@"))
     });
     let out_dir = workers.and_then(|m| m["out_dir"].as_str()).context("cargo did not say where the workers are")?;
-    Ok(Built { program: executable(&messages, "bin", "turnhouse")?, workers_out_dir: out_dir.into() })
+    let guests = std::fs::read_to_string(Path::new(out_dir).join("guests.rs")).context("the workers have no table")?;
+    Ok(Built { program: executable(&messages, "bin", "turnhouse")?, guests })
 }
 
 /// Builds one example of a package.
@@ -135,4 +138,19 @@ pub fn scratch_dir(purpose: &str) -> Result<tempfile::TempDir> {
         .prefix(&format!("{purpose}-"))
         .tempdir_in(&target)
         .with_context(|| format!("cannot make a directory in {}", target.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_is_found_by_its_whole_name() {
+        let table = r#"&[
+            Guest { name: "no_reply", path: "/b/no_reply.wasm" },
+            Guest { name: "reply", path: "/a/reply.wasm" },
+        ]"#;
+        assert_eq!(module(table, "reply"), Some("/a/reply.wasm".into()));
+        assert_eq!(module(table, "rep"), None);
+    }
 }
