@@ -50,7 +50,7 @@ fn main() -> anyhow::Result<()> {
         None => wat::parse_str(ECHO)?,
     };
     let mut number = |default: usize| arguments.next().map_or(Ok(default), |text| text.parse());
-    let (seconds, keep_kib, threads, tasks) = (number(3)?, number(512)?, number(2)?, number(64)?);
+    let (seconds, keep_kib, threads, tasks) = (number(3)?, number(256)?, number(2)?, number(64)?);
     let sandbox = Sandbox::new(&SandboxConfig {
         memory_keep_resident_bytes: keep_kib * 1024,
         threads,

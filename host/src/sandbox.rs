@@ -6,7 +6,7 @@
 //! ```text
 //! wasm ──inspect──► ──compile──► Worker ──run(Job)──► Store, instance, `_start` ──► Finished
 //!        inspect.rs   module.rs           run.rs      guest.rs, host_calls/, stdio.rs  outcome.rs
-//!                     cache.rs (load)                 operations/, limiter.rs
+//!                     cache.rs, load.rs               operations/, limiter.rs
 //! ```
 //! Guests run on a runtime of their own, whose threads give way to the gateway's; nothing of theirs runs anywhere else.
 
@@ -23,6 +23,8 @@ mod inspect;
 mod module;
 
 mod cache;
+
+mod load;
 
 mod guest;
 
@@ -47,25 +49,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
-use sha2::{Digest as _, Sha256};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use wasmtime::{Engine, Linker, Module, Store};
+use wasmtime::{Engine, Linker, Store};
 
 pub use cache::CacheConfig;
 pub use control::{Control, Stop};
 pub use engine::Allocator;
 pub use inspect::{Inspection, ModuleRefusal};
 pub use job::{Finished, GuestLimits, Input, InputJson, Job, Output, Refused, Reply, Said};
+pub use load::LoadError;
 pub use module::Worker;
 
 use crate::ids::OrgId;
 use crate::limits::Limits;
 use crate::turn::{Failure, FailureCode, Usage};
-use cache::{CacheName, Found, ModuleCache};
+use cache::ModuleCache;
 use guest::Guest;
 use inspect::Importable;
 use operations::Registry;
@@ -84,7 +85,7 @@ pub struct SandboxConfig {
     pub limits: Limits,
     /// Where compiled modules are kept; `None` keeps them in memory alone.
     pub cache: Option<CacheConfig>,
-    /// Threads that run guests.
+    /// Threads that run guests; 0 is one for each processor.
     pub threads: usize,
     /// How far these threads give way to the gateway's (Linux: 0 to 19).
     pub nice: i32,
@@ -102,9 +103,9 @@ impl SandboxConfig {
         SandboxConfig {
             limits,
             cache: None,
-            threads: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+            threads: 0,
             nice: 10,
-            memory_keep_resident_bytes: 512 * 1024,
+            memory_keep_resident_bytes: 256 * 1024,
             stack_zeroing: true,
             workers_loaded_max: 512,
         }
@@ -123,20 +124,6 @@ pub enum SandboxError {
     /// The directory or the key of compiled modules.
     #[error("the cache of compiled modules cannot be opened")]
     Cache(#[source] std::io::Error),
-}
-
-/// Why a worker could not be loaded.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The module cannot be a worker here.
-    #[error(transparent)]
-    Refused(#[from] ModuleRefusal),
-    /// Its bytes could not be had.
-    #[error("the module's bytes cannot be read")]
-    Fetch(#[source] anyhow::Error),
-    /// They are not those of the digest.
-    #[error("the module's bytes are not those that were uploaded")]
-    Digest,
 }
 
 /// The engine, its guests' runtime, and the workers that are loaded. One per process.
@@ -223,112 +210,6 @@ impl Sandbox {
         }
     }
 
-    /// Reads a module's structure without compiling anything: cheap, and the first thing that an upload meets.
-    pub fn inspect(&self, wasm: &[u8]) -> Result<Inspection, ModuleRefusal> {
-        inspect::inspect(wasm, &self.importable, &self.limits)
-    }
-
-    /// Inspects, validates and compiles, on a thread of its own, bounded in number and time.
-    pub async fn compile(&self, wasm: Bytes) -> Result<Worker, ModuleRefusal> {
-        let module = self.compile_module(wasm).await?;
-        Worker::link(&self.linker, &module)
-    }
-
-    async fn compile_module(&self, wasm: Bytes) -> Result<Module, ModuleRefusal> {
-        self.inspect(&wasm)?;
-        let timeout_ms = self.limits.compile_timeout_ms;
-        let engine = self.engine.clone();
-        let compiling = self.compiling.clone();
-        let compiled = tokio::time::timeout(Duration::from_millis(timeout_ms), async move {
-            let permit = compiling.acquire_owned().await.expect("the semaphore is never closed");
-            self.handle
-                .spawn_blocking(move || {
-                    // Held until the compiler is done, even when nobody waits for it any more: it cannot be interrupted.
-                    let _permit = permit;
-                    module::compile(&engine, &wasm)
-                })
-                .await
-        });
-        match compiled.await {
-            Err(_) => Err(ModuleRefusal::CompileTimeout { timeout_ms }),
-            Ok(Ok(result)) => result,
-            Ok(Err(error)) => {
-                tracing::error!(error = error.to_string(), "the compiler failed on a module");
-                Err(ModuleRefusal::TooComplex(
-                    "the compiler failed on the module; build it with another toolchain version".to_owned(),
-                ))
-            }
-        }
-    }
-
-    /// The worker of an org's module: from memory, from the cache on disk, or compiled from `wasm`, which is asked only then. Any number of
-    /// callers at once make it once.
-    pub async fn load<F, Fut>(&self, org: &OrgId, digest: [u8; 32], wasm: F) -> Result<Arc<Worker>, Arc<LoadError>>
-    where
-        F: FnOnce() -> Fut,
-        Fut: Future<Output = anyhow::Result<Bytes>>,
-    {
-        let make = async {
-            let cached = self.cache.as_ref().map(|cache| (cache.clone(), cache.name(org, &digest)));
-            if let Some((cache, name)) = cached.clone()
-                && let Some(module) = self.load_cached(cache, name).await
-            {
-                return Ok(Arc::new(Worker::link(&self.linker, &module)?));
-            }
-            let wasm = wasm().await.map_err(LoadError::Fetch)?;
-            if <[u8; 32]>::from(Sha256::digest(&wasm)) != digest {
-                return Err(LoadError::Digest);
-            }
-            let module = self.compile_module(wasm).await?;
-            if let Some((cache, name)) = cached {
-                self.keep_cached(cache, name, module.clone()).await;
-            }
-            Ok(Arc::new(Worker::link(&self.linker, &module)?))
-        };
-        self.loaded.try_get_with((org.clone(), digest), make).await
-    }
-
-    async fn load_cached(&self, cache: Arc<ModuleCache>, name: CacheName) -> Option<Module> {
-        let engine = self.engine.clone();
-        let read = self.handle.spawn_blocking(move || {
-            let found = match cache.read(&name) {
-                Found::Hit(content) => match deserialize(&engine, &content) {
-                    Ok(module) => Ok(module),
-                    Err(error) => {
-                        tracing::warn!(error = format!("{error:#}"), "an authentic compiled module is not this engine's");
-                        Err("rejected")
-                    }
-                },
-                Found::Miss => Err("miss"),
-                Found::Rejected => {
-                    tracing::warn!("a compiled module in the cache was not written by this host, or is damaged; it is compiled anew");
-                    Err("rejected")
-                }
-            };
-            if found.as_ref().err() == Some(&"rejected") {
-                cache.forget(&name);
-            }
-            found
-        });
-        let found = read.await.unwrap_or(Err("miss"));
-        let result = found.as_ref().err().copied().unwrap_or("hit");
-        metrics::counter!("turnhouse_module_cache_total", "result" => result).increment(1);
-        found.ok()
-    }
-
-    async fn keep_cached(&self, cache: Arc<ModuleCache>, name: CacheName, module: Module) {
-        let written = self.handle.spawn_blocking(move || -> anyhow::Result<()> {
-            cache.write(&name, &module.serialize()?)?;
-            Ok(())
-        });
-        if let Ok(Err(error)) = written.await {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "a compiled module could not be kept; it will be compiled again at the next start"
-            );
-        }
-    }
-
     /// Runs one guest to its end. To be awaited on the guests' runtime ([`Sandbox::spawn`]); dropping the future ends the guest.
     pub async fn run(&self, worker: &Worker, job: Job) -> Finished {
         if !self.ticker_alive() {
@@ -368,8 +249,12 @@ fn importable(engine: &Engine, linker: &Linker<Guest>) -> Importable {
 fn runtime(config: &SandboxConfig) -> std::io::Result<Runtime> {
     let number = AtomicUsize::new(0);
     let nice = config.nice;
+    let threads = match config.threads {
+        0 => std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+        threads => threads,
+    };
     tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(config.threads.max(1))
+        .worker_threads(threads)
         .max_blocking_threads(config.limits.compiles_concurrent_max + BLOCKING_THREADS_SPARE)
         .thread_stack_size(THREAD_STACK_BYTES)
         .thread_name_fn(move || format!("guest-{}", number.fetch_add(1, Ordering::Relaxed)))
@@ -389,14 +274,3 @@ fn lower_priority(nice: i32) {
 
 #[cfg(not(target_os = "linux"))]
 fn lower_priority(_nice: i32) {}
-
-/// The one place where bytes become native code.
-#[allow(
-    unsafe_code,
-    reason = "the bytes carry a MAC of this host's key over their name and content: this host's compiler wrote them"
-)]
-fn deserialize(engine: &Engine, authentic: &[u8]) -> wasmtime::Result<Module> {
-    // SAFETY: `ModuleCache::read` has verified that `Module::serialize` of a process with this host's key made exactly these bytes, for an
-    // engine of the same compatibility hash; they are read into memory before they are verified and cannot change after.
-    unsafe { Module::deserialize(engine, authentic) }
-}

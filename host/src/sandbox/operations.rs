@@ -188,7 +188,10 @@ struct Running {
 struct Started<'a> {
     handle: u32,
     name: &'a str,
+    /// Of a dry run `none`, whatever the operation's is: nothing happens that may not happen twice.
     class: Class,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    dry_run: bool,
 }
 
 #[derive(Serialize)]
@@ -203,8 +206,9 @@ struct FinishedOperation<'a> {
 }
 
 /// The data of `operation.started`.
-pub(super) fn started(handle: u32, operation: &dyn Operation) -> Box<serde_json::value::RawValue> {
-    crate::event::raw(&Started { handle, name: operation.name(), class: operation.class() })
+pub(super) fn started(handle: u32, operation: &dyn Operation, dry_run: bool) -> Box<serde_json::value::RawValue> {
+    let class = if dry_run { Class::None } else { operation.class() };
+    crate::event::raw(&Started { handle, name: operation.name(), class, dry_run })
 }
 
 impl Operations {
@@ -214,8 +218,8 @@ impl Operations {
 
     /// Whether one more may begin.
     pub(super) fn room(&self) -> Result<(), Full> {
-        let running = self.open.values().filter(|open| matches!(open.state, State::Running(_))).count();
-        if running >= self.limits.operations_concurrent_max {
+        // Like file descriptors: one that has ended counts until it is closed.
+        if self.open.len() >= self.limits.operations_concurrent_max {
             return Err(Full::AtOnce);
         }
         if self.begun >= self.limits.operations_max {

@@ -19,7 +19,9 @@ const TRAP_FRAMES_MAX: usize = 3;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum End {
     #[error("the reply is over its limit of {reply_bytes_max} bytes")]
-    OutputLimit { reply_bytes_max: usize },
+    ReplyLimit { reply_bytes_max: usize },
+    #[error("more than {emit_events_max} events")]
+    EmitLimit { emit_events_max: u64 },
     #[error("more than {host_calls_max} host calls")]
     HostCallLimit { host_calls_max: u64 },
     #[error("more than {random_bytes_max} random bytes in one call")]
@@ -35,14 +37,21 @@ pub(super) struct Circumstances<'a> {
     pub(super) limits: &'a GuestLimits,
     /// Memory or a table was refused to it.
     pub(super) growth_refused: bool,
+    /// A piece of its reply was refused, and no whole reply came after.
+    pub(super) cut: Option<End>,
     /// Its last operation failed, and none succeeded after it.
     pub(super) provider: Option<&'a OperationError>,
 }
 
-/// The failure of a guest that did not end well. `None`: it exited with 0.
+/// The failure of a guest that ended by itself with an error. `None`: it exited with 0 and nothing of its reply is missing.
 pub(super) fn failure(error: &wasmtime::Error, around: &Circumstances<'_>) -> Option<Failure> {
     let own = own_failure(error, around)?;
     Some(blame_provider(own, around.provider))
+}
+
+/// The failure of a guest that exited with 0, if anything of its reply is missing.
+pub(super) fn cut(around: &Circumstances<'_>) -> Option<Failure> {
+    around.cut.map(|end| blame_provider(end_failure(end), around.provider))
 }
 
 /// The failure of a guest that was stopped from outside.
@@ -81,11 +90,13 @@ fn own_failure(error: &wasmtime::Error, around: &Circumstances<'_>) -> Option<Fa
     if let Some(end) = error.downcast_ref::<End>() {
         return Some(end_failure(*end));
     }
+    // What was refused to a guest is why it gave up.
+    let refused = if around.growth_refused { Some(out_of_memory(around.limits)) } else { around.cut.map(end_failure) };
     if let Some(I32Exit(code)) = error.downcast_ref::<I32Exit>() {
-        return match (code, around.growth_refused) {
-            (0, _) => None,
-            (code, true) => Some(out_of_memory(around.limits).with("exit_code", *code)),
-            (code, false) => Some(exit(*code)),
+        return match (code, refused) {
+            (0, _) => around.cut.map(end_failure),
+            (code, Some(failure)) => Some(failure.with("exit_code", *code)),
+            (code, None) => Some(exit(*code)),
         };
     }
     if error.is::<PoolConcurrencyLimitError>() {
@@ -99,10 +110,9 @@ fn own_failure(error: &wasmtime::Error, around: &Circumstances<'_>) -> Option<Fa
             "the worker's calls nested deeper than limits.wasm_stack_bytes_max allows; end the recursion, or have the operator raise it",
         ));
     }
-    if around.growth_refused {
-        return Some(out_of_memory(around.limits));
-    }
-    Some(Failure::new(FailureCode::WorkerTrapped, format!("the worker trapped: {}", trap_message(error, trap))))
+    Some(refused.unwrap_or_else(|| {
+        Failure::new(FailureCode::WorkerTrapped, format!("the worker trapped: {}", trap_message(error, trap)))
+    }))
 }
 
 fn exit(code: i32) -> Failure {
@@ -122,7 +132,13 @@ fn out_of_memory(limits: &GuestLimits) -> Failure {
 
 fn end_failure(end: End) -> Failure {
     match end {
-        End::OutputLimit { reply_bytes_max } => Failure::new(
+        End::EmitLimit { emit_events_max } => Failure::new(
+            FailureCode::OutputLimit,
+            format!(
+                "the worker emitted more than {emit_events_max} events; emit fewer and larger ones, or have the operator raise limits.emit_events_max"
+            ),
+        ),
+        End::ReplyLimit { reply_bytes_max } => Failure::new(
             FailureCode::OutputLimit,
             format!("the worker's reply went over {reply_bytes_max} bytes; raise limits.reply_bytes_max on the agent"),
         ),

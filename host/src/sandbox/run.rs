@@ -154,14 +154,15 @@ fn finish(guest: Guest, ended: Ended) -> Finished {
         control,
         limits: &guest.limits,
         growth_refused: guest.limiter.refused,
+        cut: if guest.reply.is_some() { None } else { spoken.cut },
         provider: provider.as_ref(),
     };
     let failure = match (&ended, control.stopped()) {
         (&Err(why), _) | (Ok(_), Some(why)) => Some(outcome::stopped(why, &around)),
-        (Ok(Ok(())), None) => None,
+        (Ok(Ok(())), None) => outcome::cut(&around),
         (Ok(Err(error)), None) => outcome::failure(error, &around),
     };
-    let Spoken { said, log, log_bytes_dropped } = spoken;
+    let Spoken { said, log, log_bytes_dropped, .. } = spoken;
     let reply = match failure {
         Some(failure) => Err(failure),
         None => reply(guest.reply, said, provider.as_ref()),

@@ -16,6 +16,9 @@ use crate::event::raw;
 /// used up `emit_events_max`.
 const GATHER_BYTES: usize = 4096;
 
+/// Refused events after which a guest that goes on emitting is ended.
+const REFUSALS_MAX: u32 = 1000;
+
 /// Where a guest's standard output goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stdout {
@@ -40,6 +43,9 @@ pub(super) struct Speech {
     status: Option<String>,
     log: Vec<u8>,
     log_bytes_dropped: u64,
+    /// A piece of the reply was refused: what is said is not all of it.
+    cut: Option<End>,
+    refusals: u32,
     /// The reader is behind: await `Output::ready` before going on.
     pub(super) pressed: bool,
 }
@@ -49,6 +55,8 @@ pub(super) struct Spoken {
     pub(super) said: String,
     pub(super) log: Vec<u8>,
     pub(super) log_bytes_dropped: u64,
+    /// See [`Speech::refuse`].
+    pub(super) cut: Option<End>,
 }
 
 #[derive(Serialize)]
@@ -69,13 +77,27 @@ impl Speech {
             status: None,
             log: Vec::new(),
             log_bytes_dropped: 0,
+            cut: None,
+            refusals: 0,
             pressed: false,
         }
     }
 
-    /// Whether `emit` may still emit.
-    pub(super) fn may_emit(&self) -> bool {
-        self.events < self.limits.emit_events_max
+    /// Whether there is room for one more of the guest's events, or which bound there is none for.
+    pub(super) fn room(&self, delta_bytes: usize) -> Result<(), End> {
+        if self.events >= self.limits.emit_events_max {
+            return Err(End::EmitLimit { emit_events_max: self.limits.emit_events_max });
+        }
+        self.hold_against_reply_limit(delta_bytes)
+    }
+
+    /// Notes that the guest was refused an event. One that goes on regardless is ended; one that leaves it at a cut reply has failed.
+    pub(super) fn refuse(&mut self, bound: End, was_delta: bool) -> Result<(), End> {
+        if was_delta {
+            self.cut.get_or_insert(bound);
+        }
+        self.refusals += 1;
+        if self.refusals > REFUSALS_MAX { Err(bound) } else { Ok(()) }
     }
 
     /// Tells an event of the host's own.
@@ -104,15 +126,10 @@ impl Speech {
         self.tell("status", &Text { text });
     }
 
-    /// Tells a piece of the reply.
-    pub(super) fn delta(&mut self, text: &str) -> Result<(), End> {
-        if text.is_empty() {
-            return Ok(());
-        }
-        self.hold_against_reply_limit(text.len())?;
+    /// Tells a piece of the reply, for which there is room.
+    pub(super) fn delta(&mut self, text: &str) {
         self.said.push_str(text);
         self.tell_deltas();
-        Ok(())
     }
 
     /// Takes bytes of standard output of a plain program. Bytes that are not UTF-8 become U+FFFD; a character may span writes.
@@ -147,7 +164,7 @@ impl Speech {
                 }
             }
         }
-        if self.may_emit() || self.said.len() - self.told >= GATHER_BYTES {
+        if self.events < self.limits.emit_events_max || self.said.len() - self.told >= GATHER_BYTES {
             self.tell_deltas();
         }
         Ok(())
@@ -161,7 +178,7 @@ impl Speech {
 
     fn hold_against_reply_limit(&self, more: usize) -> Result<(), End> {
         if self.said.len() + more > self.limits.reply_bytes_max {
-            return Err(End::OutputLimit { reply_bytes_max: self.limits.reply_bytes_max });
+            return Err(End::ReplyLimit { reply_bytes_max: self.limits.reply_bytes_max });
         }
         Ok(())
     }
@@ -199,6 +216,7 @@ impl Speech {
             said: std::mem::take(&mut self.said),
             log: std::mem::take(&mut self.log),
             log_bytes_dropped: self.log_bytes_dropped,
+            cut: self.cut,
         }
     }
 }

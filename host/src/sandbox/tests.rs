@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use super::*;
 use crate::gate::{self, Envelope, Grant, SessionMode};
@@ -117,6 +118,8 @@ impl Turn {
     /// Runs it while `meanwhile` has its control.
     fn run_while(self, wat: &str, meanwhile: impl FnOnce(&Control)) -> Ended {
         let wasm = Bytes::from(wat::parse_str(wat).unwrap_or_else(|error| panic!("{error}\n{wat}")));
+        // Compiled before the turn's clocks start.
+        let worker = self.sandbox.handle().block_on(self.sandbox.compile(wasm)).unwrap();
         let ms = Duration::from_millis;
         let control =
             Arc::new(Control::new(ms(self.turn_timeout_ms), ms(self.idle_timeout_ms), ms(self.cpu_timeout_ms)));
@@ -136,10 +139,7 @@ impl Turn {
             output: heard.clone(),
         };
         let sandbox = self.sandbox.clone();
-        let task = self.sandbox.spawn(async move {
-            let worker = sandbox.compile(wasm).await.unwrap();
-            sandbox.run(&worker, job).await
-        });
+        let task = self.sandbox.spawn(async move { sandbox.run(&worker, job).await });
         meanwhile(&control);
         let finished = self.sandbox.handle().block_on(async {
             tokio::time::timeout(Duration::from_secs(60), task).await.expect("the guest ends").expect("no panic")

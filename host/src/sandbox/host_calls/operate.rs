@@ -75,22 +75,25 @@ async fn call(caller: &mut Caller<'_, Guest>, op: (u32, u32), request: (u32, u32
         })?;
         operations.reserve()
     };
-    let dry = guest.input.dry_run && operation.class() == Class::Effect;
-    let said = Said { kind: Cow::Borrowed("operation.started"), data: operations::started(handle, &*operation) };
-    let frames = if dry {
-        let answer: Frames = Box::pin(futures_util::stream::iter([Ok(Bytes::from_static(DRY_RUN))]));
-        answer
-    } else {
-        match operation.class() {
-            Class::None => shared.speech.lock().host_event(said),
-            Class::Effect => {
-                if let Err(Refused) = shared.output.begin_effect(said).await {
-                    shared.control.stop(Stop::Ended);
-                    return Err(End::LeaseLost.into());
-                }
-            }
+    let dry_run = guest.input.dry_run && operation.class() == Class::Effect;
+    let data = operations::started(handle, &*operation, dry_run);
+    let said = Said { kind: Cow::Borrowed("operation.started"), data };
+    let frames = match operation.class() {
+        Class::Effect if dry_run => {
+            shared.speech.lock().host_event(said);
+            Box::pin(futures_util::stream::iter([Ok(Bytes::from_static(DRY_RUN))])) as Frames
         }
-        prepared()
+        Class::Effect => {
+            if let Err(Refused) = shared.output.begin_effect(said).await {
+                shared.control.stop(Stop::Ended);
+                return Err(End::LeaseLost.into());
+            }
+            prepared()
+        }
+        Class::None => {
+            shared.speech.lock().host_event(said);
+            prepared()
+        }
     };
     shared.operations.lock().begin(handle, operation.name(), frames);
     shared.until_heard().await;

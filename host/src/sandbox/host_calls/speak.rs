@@ -9,6 +9,7 @@ use wasmtime::{Caller, Linker};
 use super::{Answer, Errno, MODULE, answer, enter, range, text};
 use crate::sandbox::Said;
 use crate::sandbox::guest::Guest;
+use crate::sandbox::outcome::End;
 
 /// Of `x.<name>`, after the prefix.
 const OWN_NAME_BYTES_MAX: usize = 48;
@@ -67,11 +68,17 @@ fn emit(caller: &mut Caller<'_, Guest>, kind: (u32, u32), data: (u32, u32)) -> A
         return Err(Errno::TooBig.into());
     }
     let mut speech = guest.shared.speech.lock();
-    if !speech.may_emit() {
-        return Err(Errno::Nobufs.into());
+    let delta = matches!(kind, Kind::Delta);
+    if delta && data.is_empty() {
+        return Ok(0);
+    }
+    if let Err(bound) = speech.room(if delta { data.len() } else { 0 }) {
+        speech.refuse(bound, delta)?;
+        let errno = if matches!(bound, End::EmitLimit { .. }) { Errno::Nobufs } else { Errno::TooBig };
+        return Err(errno.into());
     }
     match kind {
-        Kind::Delta => speech.delta(data)?,
+        Kind::Delta => speech.delta(data),
         Kind::Status => speech.status(data),
         Kind::Own(name) => {
             let data = RawValue::from_string(one_line(data)).map_err(|_| Errno::Inval)?;

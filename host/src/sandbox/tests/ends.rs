@@ -386,3 +386,31 @@ fn a_sandbox_shuts_down_with_guests_in_it() {
     assert!(task.is_finished());
     assert_eq!(Arc::strong_count(&heard), 1, "the guest's state is gone");
 }
+
+#[test]
+fn a_guest_that_is_dropped_gives_its_slot_back() {
+    let sandbox = sandbox_with(Limits { host_running_max: 1, ..Limits::default() });
+    let wasm = Bytes::from(wat::parse_str(SLEEPER).unwrap());
+    let worker = Arc::new(sandbox.handle().block_on(sandbox.compile(wasm)).unwrap());
+    for _ in 0..200 {
+        let heard: Arc<Heard> = Arc::default();
+        let job = Job {
+            input: Input {
+                json: InputJson(Arc::new(Bytes::new)),
+                text: Bytes::new(),
+                snapshot: None,
+                environment: Vec::new(),
+                arguments: Vec::new(),
+                dry_run: false,
+            },
+            grant: Grant::Private,
+            limits: Arc::new(GuestLimits::from(&sandbox.limits)),
+            control: Arc::new(Control::new(Duration::from_secs(90), Duration::from_secs(90), Duration::from_secs(90))),
+            output: heard.clone(),
+        };
+        let run = sandbox.run(&worker, job);
+        let asleep = sandbox.handle().block_on(async { tokio::time::timeout(Duration::from_millis(1), run).await });
+        assert!(asleep.is_err(), "it slept, and was dropped: {:?}", asleep.map(|finished| finished.reply));
+        assert_eq!(Arc::strong_count(&heard), 1, "the guest's state is gone");
+    }
+}
