@@ -154,24 +154,9 @@ impl GuestLimits {
     pub fn of(operator: &Limits, own: &crate::agent::AgentLimits) -> GuestLimits {
         GuestLimits {
             memory_bytes_max: own.memory_bytes_max.unwrap_or(operator.memory_bytes_max).min(operator.memory_bytes_max),
-            table_elements_max: operator.table_elements_max,
             reply_bytes_max: own.reply_bytes_max.unwrap_or(operator.reply_bytes_max).min(operator.reply_bytes_max),
-            log_bytes_max: operator.log_bytes_max,
-            emit_bytes_max: operator.emit_bytes_max,
-            emit_events_max: operator.emit_events_max,
-            host_calls_max: operator.host_calls_max,
-            random_bytes_max: operator.random_bytes_max,
-            fds_max: operator.fds_max,
-            snapshot_bytes_max: own
-                .snapshot_bytes_max
-                .unwrap_or(operator.snapshot_bytes_max)
-                .min(operator.snapshot_bytes_max),
-            operations_max: operator.operations_max,
-            operations_concurrent_max: operator.operations_concurrent_max,
-            operation_request_bytes_max: operator.operation_request_bytes_max,
-            operation_response_bytes_max: operator.operation_response_bytes_max,
-            operation_frame_bytes_max: operator.operation_frame_bytes_max,
-            operation_timeout_ms: operator.operation_timeout_ms,
+            snapshot_bytes_max: own.snapshot_bytes_max.unwrap_or(operator.snapshot_bytes_max).min(operator.snapshot_bytes_max),
+            ..GuestLimits::from(operator)
         }
     }
 }

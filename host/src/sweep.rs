@@ -44,10 +44,10 @@ pub async fn sweep(dispatch: Arc<Dispatch>, store: Arc<dyn Store>) {
             }
             Err(error) => tracing::warn!(%error, "could not sweep"),
         }
-        if rounds % FORGET_EVERY == 0 {
+        if rounds.is_multiple_of(FORGET_EVERY) {
             forget_keys(&dispatch, &*store).await;
         }
-        if rounds % 4 == 0
+        if rounds.is_multiple_of(4)
             && let Ok(counts) = store.live_counts().await
         {
             metrics::gauge!("turnhouse_live_turns", "state" => "waiting").set(counts.waiting as f64);
