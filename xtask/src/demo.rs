@@ -200,12 +200,14 @@ async fn stay_up(mut host: Host) -> Result<()> {
     }
 }
 
+/// Resolves when someone wants this program to end.
 async fn interrupted() {
+    let watched = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
     // Where a signal cannot be watched it keeps its usual effect, which is to end this process.
-    let mut terminate = signal(SignalKind::terminate()).ok();
+    let [Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)] = watched else { return std::future::pending().await };
     tokio::select! {
-        Ok(()) = tokio::signal::ctrl_c() => {}
-        Some(_) = async { terminate.as_mut()?.recv().await } => {}
-        else => std::future::pending().await,
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
     }
 }

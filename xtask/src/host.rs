@@ -63,6 +63,8 @@ impl Start {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
+            // Ctrl-C in a terminal is for us; the host is asked to leave, once.
+            .process_group(0)
             .kill_on_drop(true);
         let mut child = command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?;
         let pid = child.id().context("the host ended at once")?;

@@ -125,7 +125,7 @@ fn cargo_build(profile: Profile, arguments: &[&str]) -> Result<Vec<Value>> {
         cargo.arg("--release");
     }
     let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cannot run cargo")?;
-    ensure!(output.status.success(), "the build failed; cargo's messages are above");
+    ensure!(output.status.success(), "the build failed ({}); cargo's messages are above", output.status);
     let lines = output.stdout.split(|&byte| byte == b'\n').filter(|line| line.starts_with(b"{"));
     lines.map(|line| serde_json::from_slice(line).context("cargo's messages are no JSON")).collect()
 }

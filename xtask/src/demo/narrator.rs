@@ -16,6 +16,8 @@ pub struct Narrator {
     step: usize,
     steps: usize,
     started: Instant,
+    /// Who has not said anything yet.
+    speaker: Option<String>,
     /// Of a line that is being streamed.
     column: usize,
     indent: usize,
@@ -24,7 +26,7 @@ pub struct Narrator {
 impl Narrator {
     pub fn new(steps: usize) -> Narrator {
         let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        Narrator { colour, step: 0, steps, started: Instant::now(), column: 0, indent: 0 }
+        Narrator { colour, step: 0, steps, started: Instant::now(), speaker: None, column: 0, indent: 0 }
     }
 
     /// Begins a step: what happens now.
@@ -67,9 +69,14 @@ impl Narrator {
         self.end_stream();
     }
 
-    /// Someone begins to speak; [`Narrator::piece`] prints what they say as it arrives.
+    /// Someone is about to speak; [`Narrator::piece`] prints what they say as it arrives.
     pub fn begin_stream(&mut self, who: &str) {
         self.end_stream();
+        self.speaker = Some(who.to_owned());
+    }
+
+    fn name_speaker(&mut self) {
+        let Some(who) = self.speaker.take() else { return };
         let name = format!("{who:>6} > ");
         self.indent = MARGIN.len() + name.len();
         self.column = self.indent;
@@ -78,6 +85,7 @@ impl Narrator {
 
     /// Goes on with what is being said.
     pub fn piece(&mut self, text: &str) {
+        self.name_speaker();
         for word in text.split_inclusive([' ', '\n']) {
             if self.column + word.trim_end().len() > WIDTH {
                 self.new_line();
@@ -99,6 +107,7 @@ impl Narrator {
     }
 
     fn end_stream(&mut self) {
+        self.speaker = None;
         if self.column > 0 {
             println!();
             self.column = 0;
