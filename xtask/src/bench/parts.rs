@@ -41,6 +41,9 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
     let http: Vec<_> = http.collect();
     let stores = [(STORE, "0"), (STORE_SNAPSHOT, "8192")].into_iter().filter(|(row, _)| bench.wants(row));
     let stores: Vec<_> = stores.collect();
+    if http.is_empty() && stores.is_empty() && !bench.wants(INSTANCE) && !bench.wants(SYNC) {
+        return Ok(());
+    }
     let example = |wanted: bool, name: &str| {
         wanted.then(|| setup::build_example(Profile::Release, "turnhouse", name)).transpose()
     };
