@@ -11,7 +11,7 @@ use dashmap::DashMap;
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::event;
 use crate::events::{LiveTurn, LiveTurns};
 use crate::ids::{AgentId, OrgId, ReplicaId, TurnId};
@@ -68,6 +68,23 @@ pub struct Running {
     pub turn_timeout_ms: u64,
     /// Its clocks, and the way to stop it.
     pub control: Arc<Control>,
+}
+
+impl Running {
+    /// Its wall clock is its lease's; the others are the operator's until its agent is known.
+    fn new(claimed: &Claimed, limits: &Limits, now: Timestamp) -> Running {
+        let control = Control::new(
+            Duration::from_millis(claimed.lease.remaining_ms(now)),
+            Duration::from_millis(limits.idle_timeout_ms),
+            Duration::from_millis(limits.cpu_timeout_ms),
+        );
+        Running {
+            lease: claimed.lease.clone(),
+            agent: claimed.agent.clone(),
+            turn_timeout_ms: claimed.lease.remaining_ms(claimed.started_at),
+            control: Arc::new(control),
+        }
+    }
 }
 
 impl Dispatch {
@@ -198,7 +215,7 @@ impl Dispatch {
     }
 
     /// A run begins to be tracked.
-    pub fn track(&self, running: Arc<Running>) {
+    fn track(&self, running: Arc<Running>) {
         self.soon.watch(&running);
         self.running.insert(running.lease.turn, running);
     }
@@ -278,8 +295,10 @@ impl Observer for Arc<Dispatch> {
     }
 
     fn claimed(&self, claimed: Claimed, slot: Slot) {
-        let dispatch = Arc::clone(self);
-        self.sandbox.spawn(runner::run(dispatch, claimed, slot));
+        // Watched from here on, not from when a guests' thread first comes to it.
+        let running = Arc::new(Running::new(&claimed, &self.limits, self.clock.now()));
+        self.track(running.clone());
+        self.sandbox.spawn(runner::run(Arc::clone(self), claimed, running, slot));
     }
 
     fn backlog(&self) {

@@ -155,7 +155,10 @@ impl GuestLimits {
         GuestLimits {
             memory_bytes_max: own.memory_bytes_max.unwrap_or(operator.memory_bytes_max).min(operator.memory_bytes_max),
             reply_bytes_max: own.reply_bytes_max.unwrap_or(operator.reply_bytes_max).min(operator.reply_bytes_max),
-            snapshot_bytes_max: own.snapshot_bytes_max.unwrap_or(operator.snapshot_bytes_max).min(operator.snapshot_bytes_max),
+            snapshot_bytes_max: own
+                .snapshot_bytes_max
+                .unwrap_or(operator.snapshot_bytes_max)
+                .min(operator.snapshot_bytes_max),
             ..GuestLimits::from(operator)
         }
     }

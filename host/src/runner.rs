@@ -16,7 +16,7 @@ use crate::input::{self, History};
 use crate::journal::JournalError;
 use crate::kill_point;
 use crate::lease::Lease;
-use crate::sandbox::{Control, Finished, GuestLimits, Job, Output, Refused, Said, Stop, Worker};
+use crate::sandbox::{Finished, GuestLimits, Job, Output, Refused, Said, Worker};
 use crate::slots::Slot;
 use crate::store::{Claimed, Commit, CommitResult, Fenced, StagedSnapshot, StoreError};
 use crate::turn::{Failure, FailureCode, Outcome};
@@ -25,38 +25,46 @@ use crate::turn::{Failure, FailureCode, Outcome};
 const COMMIT_AGAIN_MS: u64 = 100;
 
 /// Runs a claimed turn and ends it, or gives it back.
-pub async fn run(dispatch: Arc<Dispatch>, claimed: Claimed, slot: Slot) {
+pub async fn run(dispatch: Arc<Dispatch>, claimed: Claimed, running: Arc<Running>, slot: Slot) {
     kill_point::pass("after_claim");
-    let lease = claimed.lease.clone();
+    step_through(&dispatch, claimed, &running).await;
+    dispatch.untrack(&running.lease);
+    drop(slot);
+}
+
+async fn step_through(dispatch: &Arc<Dispatch>, claimed: Claimed, running: &Running) {
+    let (lease, control) = (&running.lease, &running.control);
+    if control.answered() {
+        // It has ended before a thread came to it.
+        return;
+    }
     if !dispatch.may_claim() {
         // The claim was in flight when the drain began.
-        return dispatch.give_back(&lease).await;
+        return dispatch.give_back(lease).await;
     }
     let grant = match gate::decide(&claimed.envelope) {
         Ok(grant) => grant,
         Err(refusal) => {
             // The store's column says the same; that it did not here is our bug, and no instance is made all the same.
             tracing::error!(turn = %lease.turn, reason = refusal.as_str(), "the store let a turn start that the gate refuses");
-            return dispatch.fail(&lease, Failure::gate_refused(refusal)).await;
+            return dispatch.fail(lease, Failure::gate_refused(refusal)).await;
         }
     };
-    let prepared = match prepare(&dispatch, &claimed).await {
+    let prepared = match prepare(dispatch, &claimed).await {
         Ok(prepared) => prepared,
-        Err(Unprepared::Failed(failure)) => return dispatch.fail(&lease, failure).await,
+        Err(Unprepared::Failed(failure)) => return dispatch.fail(lease, failure).await,
         Err(Unprepared::Store(error)) => {
             tracing::warn!(turn = %lease.turn, %error, "a turn could not be prepared and goes back");
-            return dispatch.give_back(&lease).await;
+            return dispatch.give_back(lease).await;
         }
     };
+    let own = &prepared.agent.settings.limits;
+    control.set_timeouts(
+        Duration::from_millis(own.idle_timeout_ms.unwrap_or(dispatch.limits.idle_timeout_ms)),
+        Duration::from_millis(own.cpu_timeout_ms.unwrap_or(dispatch.limits.cpu_timeout_ms)),
+    );
 
-    let control = Arc::new(control(&dispatch, &lease, &prepared.agent));
-    let live = dispatch.live.begin(&lease, first_event(&claimed));
-    dispatch.track(Arc::new(Running {
-        lease: lease.clone(),
-        agent: claimed.agent.clone(),
-        turn_timeout_ms: prepared.agent.turn_timeout_ms(&dispatch.limits),
-        control: control.clone(),
-    }));
+    let live = dispatch.live.begin(lease, first_event(&claimed));
     let parent = claimed.head.as_ref().map(|head| head.parent);
     let job = Job {
         limits: prepared.limits,
@@ -67,13 +75,9 @@ pub async fn run(dispatch: Arc<Dispatch>, claimed: Claimed, slot: Slot) {
     };
     let finished = dispatch.sandbox.run(&prepared.worker, job).await;
     kill_point::pass("after_run");
-    match control.stopped() {
-        // Whoever stopped it from outside has ended it, or given it back.
-        Some(Stop::Ended | Stop::TurnTimeout | Stop::IdleTimeout) => {}
-        Some(Stop::CpuTimeout) | None => commit(&dispatch, &lease, grant, parent, finished, &live).await,
+    if !control.answered() {
+        commit(dispatch, lease, grant, parent, finished, &live).await;
     }
-    dispatch.untrack(&lease);
-    drop(slot);
 }
 
 /// What a turn needs before its instance is made.
@@ -123,15 +127,6 @@ async fn prepare(dispatch: &Dispatch, claimed: &Claimed) -> Result<Prepared, Unp
     }
     let history = dispatch.registry.history(claimed, &agent).await?;
     Ok(Prepared { agent, worker, limits, history })
-}
-
-fn control(dispatch: &Dispatch, lease: &Lease, agent: &Agent) -> Control {
-    let own = &agent.settings.limits;
-    Control::new(
-        Duration::from_millis(lease.remaining_ms(dispatch.clock.now())),
-        Duration::from_millis(own.idle_timeout_ms.unwrap_or(dispatch.limits.idle_timeout_ms)),
-        Duration::from_millis(own.cpu_timeout_ms.unwrap_or(dispatch.limits.cpu_timeout_ms)),
-    )
 }
 
 fn first_event(claimed: &Claimed) -> event::Event {

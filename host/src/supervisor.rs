@@ -101,7 +101,7 @@ fn look(
             }
         }
         Err(why) => {
-            if running.control.stop(why) {
+            if running.control.answer_for(why) {
                 let (dispatch, running) = (dispatch.clone(), running.clone());
                 tasks.spawn(async move {
                     let failure = timed_out(&running, why);

@@ -3,7 +3,7 @@
 //! The supervisor ends turns from outside the guest's threads; the sandbox reads [`Control::stopped`] at every epoch yield and host call, and wakes
 //! from a wait when it is set. All times are monotonic, in microseconds since the turn's start.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -27,9 +27,10 @@ pub enum Stop {
 pub struct Control {
     started: Instant,
     turn_timeout: Duration,
-    idle_timeout: Duration,
-    cpu_timeout: Duration,
+    idle_timeout_us: AtomicU64,
+    cpu_timeout_us: AtomicU64,
     stop: AtomicU8,
+    answered: AtomicBool,
     stopped: Notify,
     /// Of the last progress.
     progress_us: AtomicU64,
@@ -45,9 +46,10 @@ impl Control {
         Control {
             started: Instant::now(),
             turn_timeout,
-            idle_timeout,
-            cpu_timeout,
+            idle_timeout_us: AtomicU64::new(micros(idle_timeout)),
+            cpu_timeout_us: AtomicU64::new(micros(cpu_timeout)),
             stop: AtomicU8::new(0),
+            answered: AtomicBool::new(false),
             stopped: Notify::new(),
             progress_us: AtomicU64::new(0),
             operations: AtomicU32::new(0),
@@ -72,7 +74,13 @@ impl Control {
 
     /// What the idle clock allows.
     pub fn idle_timeout(&self) -> Duration {
-        self.idle_timeout
+        Duration::from_micros(self.idle_timeout_us.load(Ordering::Relaxed))
+    }
+
+    /// Sets the clocks that are the agent's own, once its settings are known: a turn is watched from its claim on.
+    pub fn set_timeouts(&self, idle: Duration, cpu: Duration) {
+        self.idle_timeout_us.store(micros(idle), Ordering::Relaxed);
+        self.cpu_timeout_us.store(micros(cpu), Ordering::Relaxed);
     }
 
     /// Makes the guest stop. Whether this call was the first.
@@ -80,6 +88,18 @@ impl Control {
         let first = self.stop.compare_exchange(0, why as u8, Ordering::AcqRel, Ordering::Acquire).is_ok();
         self.stopped.notify_waiters();
         first
+    }
+
+    /// Makes the guest stop and takes it on to answer its client, whoever stopped it first: `true` for the first to do so.
+    pub fn answer_for(&self, why: Stop) -> bool {
+        let first = !self.answered.swap(true, Ordering::AcqRel);
+        self.stop(why);
+        first
+    }
+
+    /// Whether somebody outside answers the client; else whoever runs the guest does.
+    pub fn answered(&self) -> bool {
+        self.answered.load(Ordering::Acquire) || self.stopped() == Some(Stop::Ended)
     }
 
     /// Why it must stop, if it must.
@@ -129,7 +149,7 @@ impl Control {
 
     /// What the CPU clock allows in all.
     pub fn cpu_timeout(&self) -> Duration {
-        self.cpu_timeout
+        Duration::from_micros(self.cpu_timeout_us.load(Ordering::Relaxed))
     }
 
     /// The clock that has run out at `now`, if one has; else the earliest moment at which one may.
@@ -142,7 +162,7 @@ impl Control {
         } else {
             self.started + Duration::from_micros(self.progress_us.load(Ordering::Relaxed))
         };
-        let idle_at = idle_since + self.idle_timeout;
+        let idle_at = idle_since + self.idle_timeout();
         if now >= idle_at { Err(Stop::IdleTimeout) } else { Ok(idle_at.min(self.deadline())) }
     }
 }

@@ -167,7 +167,7 @@ fn finish(guest: Guest, ended: Ended) -> Finished {
         Some(failure) => Err(failure),
         None => reply(guest.reply, said, provider.as_ref()),
     };
-    let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+    let ms = |time: Duration| time.as_micros() as f64 / 1000.0;
     Finished {
         reply,
         snapshot: guest.snapshot,

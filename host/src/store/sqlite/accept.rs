@@ -4,7 +4,7 @@
 use rusqlite::{OptionalExtension, params};
 use uuid::Uuid;
 
-use super::claim::Start;
+use super::claim::{Start, parsed};
 use super::commit::Ending;
 use super::counts::Stage;
 use super::statements;
@@ -94,6 +94,11 @@ impl Tx<'_> {
                 .map(|(turn, same)| (TurnId(turn), same)),
             None => None,
         };
+        // A turn belongs to whom its conversation belongs to, also when an admin speaks in it.
+        let user = match &lane {
+            Some(lane) if laned.is_some() && !lane.deleted => parsed(&lane.user)?,
+            _ => accept.user.clone(),
+        };
         let mut facts = Facts {
             foreign: lane
                 .as_ref()
@@ -161,7 +166,7 @@ impl Tx<'_> {
             seq,
             run_id,
             !matches!(grant, Ok(Grant::Shared(_)) | Err(_)),
-            accept.user.as_str(),
+            user.as_str(),
             accept.dry_run,
             self.now.0,
             &accept.message[..],
@@ -223,7 +228,7 @@ impl Tx<'_> {
                     agent: agent.clone(),
                     worker: start.worker,
                     agent_revision: start.agent_revision,
-                    user: accept.user.clone(),
+                    user,
                     attempt: 1,
                     restarted: false,
                     first_epoch: epoch,
