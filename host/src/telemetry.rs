@@ -10,6 +10,9 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
+/// What is logged when nobody says otherwise. The sandbox's libraries would open a span for every call of a guest.
+const DEFAULT_DIRECTIVES: &str = "info,wasmtime=warn,wasmtime_wasi=warn,wiggle=warn";
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -26,7 +29,7 @@ pub const LOG_VARIABLE: &str = "TURNHOUSE_LOG";
 pub fn install_logs(format: LogFormat) -> Result<(), ParseError> {
     let filter = match std::env::var(LOG_VARIABLE) {
         Ok(directives) if !directives.trim().is_empty() => EnvFilter::builder().parse(directives)?,
-        _ => EnvFilter::new("info"),
+        _ => EnvFilter::new(DEFAULT_DIRECTIVES),
     };
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // The second installation of a process (a test's) keeps the first: that is the wanted outcome, not an error.

@@ -79,7 +79,11 @@ struct EventStream<S, H> {
     /// The source moves through its own future, so that waiting for it allocates once a stream and never restarts.
     next: ReusableBoxFuture<'static, (S, Next)>,
     ping: Interval,
+    chunk: BytesMut,
     ended: bool,
+    /// Something was sent already; what comes next lets what is about to come join it.
+    begun: bool,
+    waited: bool,
     _held: H,
 }
 
@@ -93,17 +97,24 @@ impl<S: Source, H> EventStream<S, H> {
         let period = Duration::from_millis(ping_ms.max(1));
         let mut ping = tokio::time::interval_at(Instant::now() + period, period);
         ping.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        EventStream { next: ReusableBoxFuture::new(take_next(source)), ping, ended: false, _held: held }
+        EventStream {
+            next: ReusableBoxFuture::new(take_next(source)),
+            ping,
+            chunk: BytesMut::new(),
+            ended: false,
+            begun: false,
+            waited: false,
+            _held: held,
+        }
     }
 
     /// Everything that is ready.
-    fn gather(&mut self, cx: &mut Context<'_>) -> BytesMut {
-        let mut chunk = BytesMut::new();
-        while chunk.len() < CHUNK_BYTES && !self.ended {
+    fn gather(&mut self, cx: &mut Context<'_>) {
+        while self.chunk.len() < CHUNK_BYTES && !self.ended {
             let Poll::Ready((source, next)) = self.next.poll(cx) else { break };
             match next {
                 Ok(Some(event)) => {
-                    write_frame(&mut chunk, &event);
+                    write_frame(&mut self.chunk, &event);
                     self.ended = event.id == EventId::End;
                 }
                 Ok(None) => self.ended = true,
@@ -115,7 +126,6 @@ impl<S: Source, H> EventStream<S, H> {
             // Also at the end: the future is not polled again, but it must not be one that has completed.
             self.next.set(take_next(source));
         }
-        chunk
     }
 }
 
@@ -125,9 +135,16 @@ impl<S: Source, H: Unpin> http_body::Body for EventStream<S, H> {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
-        let chunk = this.gather(cx);
-        if !chunk.is_empty() {
-            return Poll::Ready(Some(Ok(Frame::data(chunk.freeze()))));
+        this.gather(cx);
+        if !this.chunk.is_empty() {
+            if this.begun && !this.ended && !std::mem::replace(&mut this.waited, true) {
+                // A write costs more than a turn of the runtime's queue: what other tasks say meanwhile goes with it.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            this.begun = true;
+            this.waited = false;
+            return Poll::Ready(Some(Ok(Frame::data(this.chunk.split().freeze()))));
         }
         if this.ended {
             return Poll::Ready(None);
@@ -137,7 +154,7 @@ impl<S: Source, H: Unpin> http_body::Body for EventStream<S, H> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ended
+        self.ended && self.chunk.is_empty()
     }
 }
 
