@@ -59,6 +59,11 @@ impl Events {
         Events(stream.boxed())
     }
 
+    /// The next event, however the stream breaks off.
+    pub async fn try_next(&mut self) -> Option<SeenEvent> {
+        self.0.next().await
+    }
+
     /// The next event; `None` when the stream has ended.
     pub async fn next(&mut self) -> Option<SeenEvent> {
         tokio::time::timeout(PATIENCE, self.0.next()).await.expect("an event in time")
@@ -159,6 +164,21 @@ impl Client {
     /// Submits a body as it is.
     pub async fn submit(&self, agent: &str, conversation: &str, body: Value) -> (StatusCode, Value) {
         self.send(Method::POST, &Self::turns(agent, conversation), body).await
+    }
+
+    /// Submits a text under an `Idempotency-Key`; status, whether it is said to be a replay, and the answer.
+    pub async fn submit_keyed(&self, agent: &str, conversation: &str, key: &str, body: Value) -> (StatusCode, bool, Value) {
+        let request = self.request(Method::POST, &Self::turns(agent, conversation)).header("idempotency-key", key);
+        let response = request.json(&body).send().await.expect("an answer");
+        let (status, replayed) = (response.status(), response.headers().contains_key("idempotent-replayed"));
+        (status, replayed, response.json().await.expect("JSON"))
+    }
+
+    /// The history of a conversation, oldest first.
+    pub async fn messages(&self, agent: &str, conversation: &str) -> Vec<Value> {
+        let (status, body) = self.get(&format!("/v1/agents/{agent}/conversations/{conversation}/messages?limit=100")).await;
+        assert_eq!(status, StatusCode::OK, "{body}");
+        body["items"].as_array().expect("items").clone()
     }
 
     /// Submits a text and streams the answer from the same response.

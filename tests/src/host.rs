@@ -13,6 +13,7 @@ use turnhouse::store::LiveCounts;
 use turnhouse::{http, keys};
 
 use crate::client::Client;
+use crate::tables::Tables;
 
 /// A host of a test.
 pub struct TestHost {
@@ -38,6 +39,8 @@ impl TestHost {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut config = Config { data_dir: dir.path().join("data"), guest_threads: 2, ..Config::default() };
         config.limits.host_running_max = 32;
+        // What runs when a test ends its host is given back half a second later.
+        config.limits.drain_timeout_ms = 3_500;
         change(&mut config);
         let mut host = TestHost::start_at(config).await;
         host.dir = Some(dir);
@@ -50,8 +53,7 @@ impl TestHost {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("its address"));
         let stop = CancellationToken::new();
-        let serve = http::serve(host.clone(), listener, stop.clone());
-        let gateway = tokio::spawn(async move { drop(serve.await) });
+        let gateway = tokio::spawn(http::serve(host.clone(), listener, stop.clone().cancelled_owned()));
         TestHost { host, url, dir: None, data_dir: config.data_dir.clone(), config, stop, gateway }
     }
 
@@ -76,21 +78,28 @@ impl TestHost {
         self.host.store.live_counts().await.expect("the store answers")
     }
 
-    /// Drains the host, asserts that it leaves nothing behind, and starts another on the same data.
-    pub async fn restart(mut self) -> TestHost {
+    /// Drains the host, and starts another on the same data.
+    pub async fn restart(self) -> TestHost {
+        self.restart_after(|_| {}).await
+    }
+
+    /// The same; what is done to the data directory in between is `meanwhile`'s.
+    pub async fn restart_after(mut self, meanwhile: impl FnOnce(&Path)) -> TestHost {
         let dir = self.dir.take();
         let config = self.config.clone();
         self.shut_down().await;
+        meanwhile(&config.data_dir);
         let mut next = TestHost::start_at(config).await;
         next.dir = dir;
         next
     }
 
-    /// Drains the host and asserts that it leaves nothing behind: no marker, no slot.
+    /// Waits until nothing is live, drains the host and asserts that it leaves nothing behind: no marker, no slot, and tables without a fault.
     pub async fn stop(mut self) {
         crate::eventually("no live turn is left", async || self.live().await == LiveCounts::default()).await;
-        let dir = self.dir.take();
+        let (dir, data_dir) = (self.dir.take(), self.data_dir.clone());
         self.shut_down().await;
+        assert_eq!(Tables::open(&data_dir).faults(), Vec::<String>::new());
         drop(dir);
     }
 

@@ -17,8 +17,14 @@ pub mod client;
 
 pub mod host;
 
+pub mod program;
+
+pub mod tables;
+
 pub use client::{Client, Events, SeenEvent, Turn};
 pub use host::TestHost;
+pub use program::Program;
+pub use tables::Tables;
 
 use std::time::Duration;
 
