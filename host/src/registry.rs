@@ -136,9 +136,8 @@ impl Registry {
     }
 
     /// What changed is read again.
-    pub fn forget_agents(&self, org: &OrgId) {
-        let org = org.clone();
-        let _ = self.agents.invalidate_entries_if(move |(of, _), _| *of == org);
+    pub fn forget_agent(&self, org: &OrgId, id: &AgentId) {
+        self.agents.invalidate(&(org.clone(), id.clone()));
     }
 
     /// A deleted worker's versions are no longer at hand: its name may come to mean other bytes.
@@ -240,7 +239,7 @@ impl Host {
         settings.check(&self.config.limits)?;
         let put =
             self.store.put_agent(org, agent, settings, self.config.limits.org_agents_max, self.clock.now()).await?;
-        self.dispatch.registry.forget_agents(org);
+        self.dispatch.registry.forget_agent(org, agent);
         Ok(put)
     }
 
@@ -252,7 +251,7 @@ impl Host {
     /// Deletes an agent that has no conversation.
     pub async fn delete_agent(&self, org: &OrgId, agent: &AgentId) -> Result<Deleted> {
         let deleted = self.store.delete_agent(org, agent).await?;
-        self.dispatch.registry.forget_agents(org);
+        self.dispatch.registry.forget_agent(org, agent);
         Ok(deleted)
     }
 }
