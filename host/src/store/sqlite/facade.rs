@@ -292,5 +292,9 @@ impl Store for SqliteStore {
         // The last connection to close checkpoints the whole log and removes it.
         drop(writer);
         self.checkpointer.stop();
+        // Whoever still holds this store can do nothing with it; the next host need not wait for them.
+        if let Some(Err(error)) = self.lock.as_ref().map(std::fs::File::unlock) {
+            tracing::warn!(%error, "the data directory stays locked until this process ends");
+        }
     }
 }
