@@ -167,7 +167,13 @@ impl Client {
     }
 
     /// Submits a text under an `Idempotency-Key`; status, whether it is said to be a replay, and the answer.
-    pub async fn submit_keyed(&self, agent: &str, conversation: &str, key: &str, body: Value) -> (StatusCode, bool, Value) {
+    pub async fn submit_keyed(
+        &self,
+        agent: &str,
+        conversation: &str,
+        key: &str,
+        body: Value,
+    ) -> (StatusCode, bool, Value) {
         let request = self.request(Method::POST, &Self::turns(agent, conversation)).header("idempotency-key", key);
         let response = request.json(&body).send().await.expect("an answer");
         let (status, replayed) = (response.status(), response.headers().contains_key("idempotent-replayed"));
@@ -176,7 +182,8 @@ impl Client {
 
     /// The history of a conversation, oldest first.
     pub async fn messages(&self, agent: &str, conversation: &str) -> Vec<Value> {
-        let (status, body) = self.get(&format!("/v1/agents/{agent}/conversations/{conversation}/messages?limit=100")).await;
+        let (status, body) =
+            self.get(&format!("/v1/agents/{agent}/conversations/{conversation}/messages?limit=100")).await;
         assert_eq!(status, StatusCode::OK, "{body}");
         body["items"].as_array().expect("items").clone()
     }

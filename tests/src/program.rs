@@ -153,6 +153,7 @@ pub fn member(data_dir: &Path, user: &str, scopes: &str) -> String {
     let data_dir = data_dir.to_str().expect("a path");
     let org = run(&["orgs", "create", "acme", "--data-dir", data_dir]);
     assert_eq!(org.code, 0, "{org:?}");
-    let key = run(&["keys", "create", "--json", "--org", "acme", "--user", user, "--scopes", scopes, "--data-dir", data_dir]);
+    let key =
+        run(&["keys", "create", "--json", "--org", "acme", "--user", user, "--scopes", scopes, "--data-dir", data_dir]);
     key.json()["api_key"].as_str().expect("a key").to_owned()
 }

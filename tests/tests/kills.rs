@@ -99,7 +99,8 @@ impl Talk {
             sent += 1;
             let conversation = format!("forgotten-{}", choices.below(3));
             let message = format!("{} forgotten-{sent}", choices.below(30));
-            let body = json!({ "message": { "text": message }, "on_busy": choices.of(&["enqueue", "interrupt", "reject"]) });
+            let body =
+                json!({ "message": { "text": message }, "on_busy": choices.of(&["enqueue", "interrupt", "reject"]) });
             let request = self.client.request(Method::POST, &Client::turns(agent, &conversation)).json(&body);
             if let Ok(response) = request.send().await
                 && response.status() == StatusCode::ACCEPTED
@@ -235,7 +236,9 @@ fn told_wrong(seen: &Seen) -> Option<String> {
             "turn.restarted" => text.clear(),
             "resync" => event.data["text"].as_str()?.clone_into(&mut text),
             "output.delta" => text.push_str(event.data["text"].as_str()?),
-            "turn.completed" if event.data["replaces_deltas"] == json!(false) && event.data["reply"]["text"] != text => {
+            "turn.completed"
+                if event.data["replaces_deltas"] == json!(false) && event.data["reply"]["text"] != text =>
+            {
                 return Some(format!("{text:?} was streamed, and is not the reply"));
             }
             _ => {}
@@ -319,15 +322,21 @@ async fn r1_kills_lose_no_accepted_message_and_repeat_no_terminal_event() {
         }
         (followed, forgetful.await.expect("no panic"))
     };
-    let (followed, forgotten) = tokio::time::timeout(Duration::from_secs(60), all).await.expect("every client is answered");
+    let (followed, forgotten) =
+        tokio::time::timeout(Duration::from_secs(60), all).await.expect("every client is answered");
     let drained = Tables::open(&data_dir);
-    turnhouse_tests::eventually("everything ends", async || drained.count("SELECT count(*) FROM turn_markers") == 0).await;
+    turnhouse_tests::eventually("everything ends", async || drained.count("SELECT count(*) FROM turn_markers") == 0)
+        .await;
     assert!(host.terminate().success());
 
     let faults = faults(&Tables::open(&data_dir), &followed, &forgotten);
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
     let broken = followed.iter().filter(|seen| seen.connections > 1).count();
-    println!("{} turns followed, {broken} of them over several connections; {} forgotten", followed.len(), forgotten.len());
+    println!(
+        "{} turns followed, {broken} of them over several connections; {} forgotten",
+        followed.len(),
+        forgotten.len()
+    );
     // What was not exercised was not shown.
     assert!(by_themselves.values().sum::<u32>() >= 60, "{by_themselves:?}");
     assert_eq!(by_themselves.len(), turnhouse::kill_point::ALL.len(), "{by_themselves:?}");

@@ -48,9 +48,17 @@ async fn s1_no_instance_is_made_for_a_refused_envelope() {
         assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
         let turn = ann.turn(answer["turn_id"].as_str().expect("its id"));
         let ended = turn.ended().await;
-        assert_eq!((&ended["failure"]["code"], &ended["failure"]["reason"]), (&json!("gate_refused"), &json!(reason)), "{ended}");
+        assert_eq!(
+            (&ended["failure"]["code"], &ended["failure"]["reason"]),
+            (&json!("gate_refused"), &json!(reason)),
+            "{ended}"
+        );
         // It never started: no attempt, no start, no worker, and no event between its acceptance and its end.
-        assert_eq!((&ended["attempt"], &ended["started_at"], &ended["worker"]), (&json!(0), &Value::Null, &Value::Null), "{ended}");
+        assert_eq!(
+            (&ended["attempt"], &ended["started_at"], &ended["worker"]),
+            (&json!(0), &Value::Null, &Value::Null),
+            "{ended}"
+        );
         let kinds: Vec<String> = turn.events(None).await.all().await.into_iter().map(|event| event.kind).collect();
         assert_eq!(kinds, ["turn.accepted", "turn.failed"]);
     }

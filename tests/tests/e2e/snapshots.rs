@@ -27,7 +27,11 @@ async fn s3_snapshots_of_a_conversation_form_one_chain() {
     }
     let tables = Tables::open(host.data_dir());
     assert_eq!(tables.count("SELECT count(*) FROM snapshots"), 13);
-    assert_eq!(tables.count("SELECT count(*) FROM snapshots WHERE body IS NOT NULL"), 10, "older rows keep the chain, not the bytes");
+    assert_eq!(
+        tables.count("SELECT count(*) FROM snapshots WHERE body IS NOT NULL"),
+        10,
+        "older rows keep the chain, not the bytes"
+    );
     assert_eq!(tables.faults(), Vec::<String>::new());
     host.stop().await;
 }
@@ -122,7 +126,10 @@ async fn s7_a_turn_starts_from_the_snapshot_of_the_run_that_wrote_it() {
     ann.set_agent("agent", "echo", json!({})).await;
     ann.say("agent", "c-1", "hi").await.completed().await;
     let origin = origin().await;
-    assert_eq!((&origin["run_id"], &origin["worker"], &origin["version"]), (&run, &json!("snapshot_counter"), &json!(1)));
+    assert_eq!(
+        (&origin["run_id"], &origin["worker"], &origin["version"]),
+        (&run, &json!("snapshot_counter"), &json!(1))
+    );
     host.stop().await;
 }
 
@@ -146,11 +153,14 @@ async fn s8_a_conversation_that_is_deleted_and_made_again_starts_from_nothing() 
     assert_eq!(ann.call(Method::DELETE, path).await.0, StatusCode::NO_CONTENT);
     let last = stream.all().await.pop().expect("an event");
     assert_eq!((last.kind.as_str(), &last.data["by"]), ("turn.cancelled", &json!("deleted")));
-    for gone in [path.to_owned(), format!("{path}/messages"), format!("{path}/turns"), format!("/v1/turns/{}", running.id)] {
+    for gone in
+        [path.to_owned(), format!("{path}/messages"), format!("{path}/turns"), format!("/v1/turns/{}", running.id)]
+    {
         assert_eq!(ann.get(&gone).await.0, StatusCode::NOT_FOUND, "{gone}");
     }
     ann.set_agent("agent", "input_probe", json!({ "history_messages": 10 })).await;
-    let input: Value = serde_json::from_str(&ann.say("agent", "c-1", "hello?").await.completed().await).expect("the input");
+    let input: Value =
+        serde_json::from_str(&ann.say("agent", "c-1", "hello?").await.completed().await).expect("the input");
     assert_eq!((&input["snapshot"], &input["history"]), (&Value::Null, &json!([])), "{input}");
     ann.set_agent("agent", "snapshot_counter", json!({})).await;
     assert_eq!(ann.say("agent", "c-1", "more").await.completed().await, "1");
@@ -184,7 +194,8 @@ fn s9_exactly_one_statement_deletes_markers() {
             } else if path.extension().is_some_and(|kind| kind == "rs" || kind == "sql") {
                 let text = std::fs::read_to_string(&path).expect("a source").to_lowercase();
                 let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-                let deletes = words.matches("delete from turn_markers").count() + words.matches("replace into turn_markers").count();
+                let deletes = words.matches("delete from turn_markers").count()
+                    + words.matches("replace into turn_markers").count();
                 if deletes > 0 {
                     found.push((path.file_name().expect("a name").to_string_lossy().into_owned(), deletes));
                 }

@@ -61,7 +61,10 @@ async fn t2_a_reply_that_comes_after_the_end_changes_nothing() {
         let shown = &ann.messages(agent, "c-1").await[0];
         assert_eq!(shown["reply"], Value::Null, "{shown}");
         let events = turn.events(None).await.all().await;
-        assert!(events.iter().all(|event| event.kind != "turn.completed" && event.kind != "output.delta"), "{events:?}");
+        assert!(
+            events.iter().all(|event| event.kind != "turn.completed" && event.kind != "output.delta"),
+            "{events:?}"
+        );
     }
     host.stop().await;
 }
@@ -157,9 +160,7 @@ async fn t6_nothing_lets_a_turn_go_on_for_ever() {
             ann.set_agent(&agent, guest, (*settings).clone()).await;
             let message = if message.is_empty() { "go" } else { message };
             let turn = ann.say(&agent, "c-1", message).await;
-            eprintln!("{guest} {}", turn.id);
             let turn = turn.ended().await;
-            eprintln!("{guest} {turn}");
             assert_eq!(turn["failure"]["code"], *code, "{guest}: {turn}");
             let detail = turn["failure"]["detail"].as_str().expect("a detail");
             assert!(detail.contains(setting), "{guest}: {detail}");
@@ -193,7 +194,17 @@ async fn t7_the_terminal_event_names_the_cause() {
         ("spin_in_hostcalls", "now", "host_call_limit", "host_calls_max"),
         ("no_reply", "now", "no_reply", ""),
     ];
-    for guest in ["exit_code", "trap", "panic", "memory_bomb", "deep_recursion", "big_stdout", "big_reply", "spin_in_hostcalls", "no_reply"] {
+    for guest in [
+        "exit_code",
+        "trap",
+        "panic",
+        "memory_bomb",
+        "deep_recursion",
+        "big_stdout",
+        "big_reply",
+        "spin_in_hostcalls",
+        "no_reply",
+    ] {
         ann.deploy_as(guest, guest, small.clone()).await;
     }
     ann.deploy("echo").await;
@@ -201,7 +212,11 @@ async fn t7_the_terminal_event_names_the_cause() {
         let turn = ann.say(guest, "c-1", message).await;
         let events = turn.events(None).await.all().await;
         let terminal = events.last().expect("an event");
-        assert_eq!((terminal.kind.as_str(), &terminal.data["code"]), ("turn.failed", &json!(code)), "{guest} {message}: {terminal:?}");
+        assert_eq!(
+            (terminal.kind.as_str(), &terminal.data["code"]),
+            ("turn.failed", &json!(code)),
+            "{guest} {message}: {terminal:?}"
+        );
         let detail = terminal.data["detail"].as_str().expect("a detail");
         assert!(!detail.is_empty() && detail.contains(says), "{guest} {message}: {detail:?}");
         assert_eq!(turn.get().await["failure"]["code"], code);
@@ -298,7 +313,8 @@ async fn t9_turns_of_a_conversation_run_in_the_order_of_acceptance() {
         let messages = ann.messages("snapshot_counter", conversation).await;
         let seqs: Vec<i64> = messages.iter().map(|message| message["seq"].as_i64().expect("a place")).collect();
         assert!(seqs.is_sorted_by(|one, next| one < next), "{seqs:?}");
-        let counts: Vec<&str> = messages.iter().map(|message| message["reply"]["text"].as_str().expect("a count")).collect();
+        let counts: Vec<&str> =
+            messages.iter().map(|message| message["reply"]["text"].as_str().expect("a count")).collect();
         let expected: Vec<String> = (1..=30).map(|n| n.to_string()).collect();
         assert_eq!(counts, expected, "one after the other, each from the state of the one before");
     }
@@ -379,7 +395,9 @@ async fn an_idempotency_key_begins_one_turn() {
     let host = TestHost::start().await;
     let ann = host.member("acme", "ann", "admin").await;
     ann.deploy("snapshot_counter").await;
-    let submit = async |conversation: &str, key: &str, body: Value| ann.submit_keyed("snapshot_counter", conversation, key, body).await;
+    let submit = async |conversation: &str, key: &str, body: Value| {
+        ann.submit_keyed("snapshot_counter", conversation, key, body).await
+    };
     // At once, on one conversation.
     let answers = join_all((0..12).map(|_| submit("c-1", "k-1", text("a")))).await;
     let ids: std::collections::HashSet<String> =
@@ -409,7 +427,8 @@ async fn a_refused_submission_stores_nothing_not_even_its_key() {
     let running = ann.say("slow_reply", "c-1", "60000").await;
     running.reaches("running").await;
     let queued = ann.say("slow_reply", "c-1", "2").await;
-    let request = ann.request(reqwest::Method::POST, &Client::turns("slow_reply", "c-1")).header("idempotency-key", "k-1");
+    let request =
+        ann.request(reqwest::Method::POST, &Client::turns("slow_reply", "c-1")).header("idempotency-key", "k-1");
     let response = request.json(&text("3")).send().await.expect("an answer");
     assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
     assert!(response.headers().contains_key("retry-after"));
@@ -421,7 +440,8 @@ async fn a_refused_submission_stores_nothing_not_even_its_key() {
     let (status, replayed, body) = ann.submit_keyed("slow_reply", "c-1", "k-1", text("4")).await;
     assert_eq!((status, replayed), (StatusCode::ACCEPTED, false), "{body}");
     assert_eq!(ann.turn(body["turn_id"].as_str().expect("its id")).completed().await, "4");
-    let said: Vec<Value> = ann.messages("slow_reply", "c-1").await.iter().map(|m| m["message"]["text"].clone()).collect();
+    let said: Vec<Value> =
+        ann.messages("slow_reply", "c-1").await.iter().map(|m| m["message"]["text"].clone()).collect();
     assert_eq!(said, [json!("60000"), json!("2"), json!("4")]);
     host.stop().await;
 }
@@ -444,7 +464,10 @@ async fn prefer_wait_answers_with_the_ended_turn_also_when_it_failed() {
     assert_eq!((status, applied.as_deref()), (StatusCode::OK, Some("wait=30")));
     assert_eq!((&turn["state"], &turn["reply"]["text"]), (&json!("completed"), &json!("50")));
     let (status, _, _, turn) = wait("trap", 30, "now").await;
-    assert_eq!((status, &turn["state"], &turn["failure"]["code"]), (StatusCode::OK, &json!("failed"), &json!("worker_trapped")));
+    assert_eq!(
+        (status, &turn["state"], &turn["failure"]["code"]),
+        (StatusCode::OK, &json!("failed"), &json!("worker_trapped"))
+    );
     let (status, applied, location, turn) = wait("slow_reply", 1, "2500").await;
     assert_eq!((status, applied.as_deref(), location), (StatusCode::ACCEPTED, Some("wait=1"), true), "{turn}");
     // Not waiting any more cancels nothing.

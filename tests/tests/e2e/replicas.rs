@@ -1,0 +1,126 @@
+//! R6–R8, on one host: draining, batches in which one item fails, and slots that become free.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use reqwest::StatusCode;
+use serde_json::json;
+use turnhouse_tests::{Client, Tables, TestHost, Turn};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r6_a_drain_gives_back_what_runs_without_spending_an_attempt() {
+    let host = TestHost::start().await;
+    let ann = host.member("acme", "ann", "admin").await;
+    ann.deploy("slow_reply").await;
+    let running = ann.say("slow_reply", "c-1", "4000").await;
+    let queued = ann.say("slow_reply", "c-1", "1").await;
+    running.reaches("running").await;
+    let began = Instant::now();
+    let host = host.restart_after(|data_dir| {
+        let tables = Tables::open(data_dir);
+        assert_eq!(tables.count("SELECT count(*) FROM turn_markers"), 2, "nothing is lost");
+        assert_eq!(tables.count("SELECT count(*) FROM turn_markers WHERE state = 'running'"), 0);
+        assert_eq!(tables.count("SELECT max(attempt) FROM turn_markers"), 0, "no attempt is spent");
+    });
+    let host = host.await;
+    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+    let again = |turn: &Turn| Turn { client: Client::new(&host.url, &ann.key), id: turn.id.clone() };
+    assert_eq!(again(&running).completed().await, "4000");
+    assert_eq!(again(&running).get().await["attempt"], 1);
+    assert_eq!(again(&queued).completed().await, "1");
+    // Its stream says that it began anew.
+    let kinds: Vec<String> = again(&running).events(None).await.all().await.into_iter().map(|event| event.kind).collect();
+    assert!(kinds.contains(&"turn.restarted".to_owned()), "{kinds:?}");
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r6_a_drain_lets_what_is_nearly_done_finish_and_takes_nothing_new() {
+    let host = TestHost::start_with(|config| config.limits.drain_timeout_ms = 13_000).await;
+    let ann = host.member("acme", "ann", "admin").await;
+    ann.deploy("slow_reply").await;
+    let turn = ann.say("slow_reply", "c-1", "1500").await;
+    turn.reaches("running").await;
+    let stream = turn.events(None).await;
+    let handle = host.host.clone();
+    let drain = tokio::spawn(async move { handle.drain().await });
+    turnhouse_tests::eventually("it drains", async || host.host.draining()).await;
+    let (status, problem) = ann.submit("slow_reply", "c-2", json!({ "message": { "text": "1" } })).await;
+    assert_eq!((status, &problem["code"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("draining")), "{problem}");
+    assert_eq!(ann.get("/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(ann.get("/healthz").await.0, StatusCode::OK);
+    let last = stream.all().await.pop().expect("an end");
+    assert_eq!((last.kind.as_str(), &last.data["reply"]["text"]), ("turn.completed", &json!("1500")));
+    drain.await.expect("it drains");
+    assert_eq!(Tables::open(host.data_dir()).faults(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r7_one_message_that_cannot_be_stored_fails_alone() {
+    let host = TestHost::start().await;
+    let ann = host.member("acme", "ann", "admin").await;
+    ann.deploy("echo").await;
+    Tables::open_to_damage(host.data_dir()).execute(
+        "CREATE TRIGGER poison BEFORE INSERT ON turns WHEN CAST(NEW.message AS TEXT) LIKE '%poison%'
+         BEGIN SELECT RAISE(ABORT, 'poisoned'); END",
+    );
+    let submit = |n: usize| {
+        let ann = ann.clone();
+        async move {
+            let text = if n % 16 == 3 { "poison".to_owned() } else { n.to_string() };
+            ann.submit("echo", &format!("c-{n}"), json!({ "message": { "text": text } })).await
+        }
+    };
+    for (n, (status, body)) in join_all((0..64).map(submit)).await.into_iter().enumerate() {
+        if n % 16 == 3 {
+            assert!(status.is_server_error(), "{n}: {status} {body}");
+        } else {
+            assert_eq!(status, StatusCode::ACCEPTED, "{n}: {body}");
+            assert_eq!(ann.turn(body["turn_id"].as_str().expect("its id")).completed().await, n.to_string());
+        }
+    }
+    assert_eq!(Tables::open(host.data_dir()).count("SELECT count(*) FROM turns"), 60);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r8_a_slot_that_becomes_free_is_taken_at_once() {
+    let host = TestHost::start_with(|config| config.limits.host_running_max = 1).await;
+    let ann = host.member("acme", "ann", "admin").await;
+    ann.deploy("slow_reply").await;
+    ann.say("slow_reply", "warm", "1").await.completed().await;
+    let began = Instant::now();
+    let turns = join_all((0..60).map(|n| {
+        let ann = ann.clone();
+        async move { ann.say("slow_reply", &format!("c-{n}"), "1").await }
+    }))
+    .await;
+    join_all(turns.iter().map(Turn::completed)).await;
+    // Were each to wait for the sweeper's next round, they would take 15 s.
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn o5_an_org_has_its_bound_and_leaves_room_for_others() {
+    let host = TestHost::start_with(|config| {
+        config.limits.host_running_max = 4;
+        config.limits.org_running_max = 2;
+    })
+    .await;
+    let (ann, zoe) = (host.member("acme", "ann", "admin").await, host.member("zeta", "zoe", "admin").await);
+    for client in [&ann, &zoe] {
+        client.deploy("slow_reply").await;
+    }
+    let turns = join_all((0..6).map(|n| {
+        let ann = ann.clone();
+        async move { ann.say("slow_reply", &format!("c-{n}"), "20000").await }
+    }))
+    .await;
+    turnhouse_tests::eventually("two run", async || host.live().await.running == 2).await;
+    assert_eq!(zoe.say("slow_reply", "c-1", "1").await.completed().await, "1");
+    let live = host.live().await;
+    assert_eq!((live.running, live.ready), (2, 4), "{live:?}");
+    join_all(turns.iter().map(Turn::cancel)).await;
+    host.stop().await;
+}
