@@ -48,7 +48,11 @@ async fn modules_that_this_host_does_not_run_are_named() {
         (wat(&turnhouse_workers::wat("no_start")), "module_not_command", "_start"),
         (wat(&turnhouse_workers::wat("initialize_present")), "module_not_command", "_initialize"),
         (wat(&turnhouse_workers::wat("no_memory")), "module_not_command", "memory"),
-        (wat(r#"(module (import "env" "magic" (func)) (memory (export "memory") 1) (func (export "_start")))"#), "module_import_unknown", "env.magic"),
+        (
+            wat(r#"(module (import "env" "magic" (func)) (memory (export "memory") 1) (func (export "_start")))"#),
+            "module_import_unknown",
+            "env.magic",
+        ),
     ];
     for (wasm, code, says) in cases {
         refused(&ann.upload("bad", wasm).await, 422, code, says);
@@ -67,7 +71,8 @@ async fn modules_that_this_host_does_not_run_are_named() {
     // 200 MiB are refused by their length, before they are read, and while they are streamed.
     let path = "/v1/workers/huge";
     let size = 200 * 1024 * 1024_u64;
-    let claimed = ann.request(Method::PUT, path).header("content-type", "application/wasm").header("content-length", size);
+    let claimed =
+        ann.request(Method::PUT, path).header("content-type", "application/wasm").header("content-length", size);
     if let Ok(response) = claimed.body(reqwest::Body::wrap_stream(endless(size))).send().await {
         assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
         let problem: Value = response.json().await.expect("a problem");
@@ -104,7 +109,12 @@ async fn messages_that_are_none_are_refused_and_store_nothing() {
         (br#"{"message":{"text":"a"},"colour":"red"}"#.to_vec(), 400, "unknown_field", "colour"),
         (br#"{"message":{"text":"a","colour":"red"}}"#.to_vec(), 400, "unknown_field", "colour"),
         (br#"{"message":{"text":"a"},"on_busy":"wait"}"#.to_vec(), 400, "malformed_request", "on_busy"),
-        (br#"{"message":{"parts":[{"type":"blob","media_type":"image/png","base64":"%%%"}]}}"#.to_vec(), 400, "invalid_message", ""),
+        (
+            br#"{"message":{"parts":[{"type":"blob","media_type":"image/png","base64":"%%%"}]}}"#.to_vec(),
+            400,
+            "invalid_message",
+            "",
+        ),
         (br#"{"message":{"text":"a"}} and more"#.to_vec(), 400, "malformed_request", ""),
     ];
     for (body, status, code, says) in cases {
@@ -116,13 +126,21 @@ async fn messages_that_are_none_are_refused_and_store_nothing() {
     }
     let no_type = ann.request(Method::POST, &turns).body("hello");
     refused(&answer(no_type).await, 415, "unsupported_media_type", "application/json");
-    refused(&raw(&ann, "/v1/ingest", br#"{"agent":"echo","message":{"text":"a"},"conv":"x"}"#.to_vec()).await, 400, "unknown_field", "conv");
+    refused(
+        &raw(&ann, "/v1/ingest", br#"{"agent":"echo","message":{"text":"a"},"conv":"x"}"#.to_vec()).await,
+        400,
+        "unknown_field",
+        "conv",
+    );
     let body = json!({ "worker": "echo", "limits": { "turn_timeout": 1 } });
     refused(&ann.send(Method::PUT, "/v1/agents/echo", body).await, 400, "unknown_field", "turn_timeout");
     let body = json!({ "worker": "echo", "limits": { "turn_timeout_ms": 900_001 } });
     refused(&ann.send(Method::PUT, "/v1/agents/echo", body).await, 400, "invalid_setting", "900000");
     for key in ["", "a b", &"k".repeat(256)] {
-        let request = ann.request(Method::POST, &turns).header("idempotency-key", key).json(&json!({ "message": { "text": "a" } }));
+        let request = ann
+            .request(Method::POST, &turns)
+            .header("idempotency-key", key)
+            .json(&json!({ "message": { "text": "a" } }));
         refused(&answer(request).await, 400, "invalid_idempotency_key", "255");
     }
     assert_eq!(stored(&host), before, "nothing is stored");
@@ -140,7 +158,8 @@ async fn o4_ids_are_checked_at_the_edge() {
     ann.deploy("echo").await;
     let before = stored(&host);
     let long = "a".repeat(300);
-    for bad in ["..%2Fetc", "%2e%2e", "..", "a%2Fb", "a%00b", "a%20b", "%ff", "-a", "caf%C3%A9", "a%0Ab", long.as_str()] {
+    for bad in ["..%2Fetc", "%2e%2e", "..", "a%2Fb", "a%00b", "a%20b", "%ff", "-a", "caf%C3%A9", "a%0Ab", long.as_str()]
+    {
         let message = json!({ "message": { "text": "hi" } });
         for (method, path) in [
             (Method::POST, format!("/v1/agents/echo/conversations/{bad}/turns")),
@@ -185,7 +204,10 @@ async fn o4_ids_are_checked_at_the_edge() {
             names.push(entry.file_name().to_string_lossy().into_owned());
         }
     }
-    assert!(names.iter().all(|name| !name.contains("echo") && !name.contains("acme") && !name.contains("a.b-c_d")), "{names:?}");
+    assert!(
+        names.iter().all(|name| !name.contains("echo") && !name.contains("acme") && !name.contains("a.b-c_d")),
+        "{names:?}"
+    );
     host.stop().await;
 }
 

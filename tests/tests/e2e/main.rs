@@ -1,9 +1,9 @@
 //! A whole host in process, on its embedded store, through its HTTP API. Tests are named for the invariants that they show.
 
-// mod edge;
+mod edge;
 mod gate;
-// mod replicas;
+mod replicas;
 mod snapshots;
 mod streams;
-// mod tenants;
+mod tenants;
 mod turns;

@@ -29,7 +29,8 @@ async fn r6_a_drain_gives_back_what_runs_without_spending_an_attempt() {
     assert_eq!(again(&running).get().await["attempt"], 1);
     assert_eq!(again(&queued).completed().await, "1");
     // Its stream says that it began anew.
-    let kinds: Vec<String> = again(&running).events(None).await.all().await.into_iter().map(|event| event.kind).collect();
+    let kinds: Vec<String> =
+        again(&running).events(None).await.all().await.into_iter().map(|event| event.kind).collect();
     assert!(kinds.contains(&"turn.restarted".to_owned()), "{kinds:?}");
     host.stop().await;
 }

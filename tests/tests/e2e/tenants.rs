@@ -116,8 +116,9 @@ async fn o2_what_another_member_began_is_not_there_on_any_route() {
         }
     }
     assert_eq!(eve.get("/v1/agents/snapshot_counter/conversations").await.1["items"], json!([]));
-    let (status, _) =
-        eve.send(Method::POST, "/v1/conversations", json!({ "agent": "snapshot_counter", "conversation": "c-1" })).await;
+    let (status, _) = eve
+        .send(Method::POST, "/v1/conversations", json!({ "agent": "snapshot_counter", "conversation": "c-1" }))
+        .await;
     assert_eq!(status, StatusCode::NOT_FOUND);
     // Its key does not attach to another's turn.
     let (status, _, _) =
@@ -145,9 +146,7 @@ async fn scopes_are_what_a_key_may_do() {
     refused(turns.call(Method::DELETE, "/v1/agents/echo").await);
     refused(deploy.submit("echo", "c-1", json!({ "message": { "text": "hi" } })).await);
     refused(deploy.send(Method::PUT, "/v1/agents/mine", json!({ "worker": "echo", "default": true })).await);
-    refused(
-        turns.submit("echo", "c-1", json!({ "message": { "text": "hi" }, "user": "somebody-else" })).await,
-    );
+    refused(turns.submit("echo", "c-1", json!({ "message": { "text": "hi" }, "user": "somebody-else" })).await);
     let backend = host.member("acme", "backend", "turns,act_as").await;
     let (status, body) = backend.submit("echo", "c-9", json!({ "message": { "text": "hi" }, "user": "bob" })).await;
     assert_eq!(status, StatusCode::ACCEPTED, "{body}");
