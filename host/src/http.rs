@@ -21,6 +21,8 @@ mod serve;
 
 mod observe;
 
+mod unread;
+
 mod auth;
 
 mod params;

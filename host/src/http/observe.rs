@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::Gateway;
 use super::negotiate::is_loopback_host;
 use super::problem::{Code, Problem};
+use super::unread::Unread;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -34,6 +35,7 @@ pub(super) async fn observe(State(gateway): State<Gateway>, request: Request, ne
     let id_text = id.to_str().unwrap_or_default();
     let span = tracing::debug_span!("request", request_id = id_text, method, route);
 
+    let (request, unread) = Unread::watch(request);
     let foreign = gateway.host.config.loopback_only && !addressed_to_loopback(&request);
     let mut response = if foreign {
         let detail = "this host serves its own machine only: address it as localhost or 127.0.0.1 (the Host header names another)";
@@ -55,6 +57,7 @@ pub(super) async fn observe(State(gateway): State<Gateway>, request: Request, ne
         *response.body_mut() = Body::from(body);
     }
     response.headers_mut().insert(REQUEST_ID, id.clone());
+    unread.tell(&mut response);
     gateway.metrics.record(route, method, response.status(), began);
     response
 }
