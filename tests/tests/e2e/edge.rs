@@ -43,7 +43,7 @@ async fn modules_that_this_host_does_not_run_are_named() {
         (b"\x7fELF and so on".to_vec(), "module_invalid", ""),
         (Vec::new(), "module_invalid", ""),
         (whole[..whole.len() / 2].to_vec(), "module_invalid", ""),
-        (wat(&turnhouse_workers::wat("component")), "module_not_command", "component"),
+        (wat(&turnhouse_workers::wat("component")), "module_invalid", "core module"),
         (wat(&turnhouse_workers::wat("unknown_import")), "module_import_unknown", ""),
         (wat(&turnhouse_workers::wat("no_start")), "module_not_command", "_start"),
         (wat(&turnhouse_workers::wat("initialize_present")), "module_not_command", "_initialize"),
@@ -108,7 +108,7 @@ async fn messages_that_are_none_are_refused_and_store_nothing() {
         (br#"{"message":{"text":"a","parts":[]}}"#.to_vec(), 400, "invalid_message", "one of them"),
         (br#"{"message":{"text":"a"},"colour":"red"}"#.to_vec(), 400, "unknown_field", "colour"),
         (br#"{"message":{"text":"a","colour":"red"}}"#.to_vec(), 400, "unknown_field", "colour"),
-        (br#"{"message":{"text":"a"},"on_busy":"wait"}"#.to_vec(), 400, "malformed_request", "on_busy"),
+        (br#"{"message":{"text":"a"},"on_busy":"wait"}"#.to_vec(), 400, "malformed_request", "enqueue"),
         (
             br#"{"message":{"parts":[{"type":"blob","media_type":"image/png","base64":"%%%"}]}}"#.to_vec(),
             400,

@@ -1,0 +1,486 @@
+//! The program from outside: its commands, exit codes and messages, its signals, and the data directories that it does not take.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use reqwest::StatusCode;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use turnhouse_tests::program::{self, Ran, command, run, run_with};
+use turnhouse_tests::{Client, PATIENCE, Program, Tables};
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path of UTF-8")
+}
+
+fn guest(name: &str) -> String {
+    text(&turnhouse_workers::path(name)).to_owned()
+}
+
+#[track_caller]
+fn failed(ran: &Ran, code: i32, says: &[&str]) {
+    assert_eq!(ran.code, code, "{ran:?}");
+    for says in says {
+        assert!(ran.stderr.contains(says), "{says:?} is not in {ran:?}");
+    }
+    assert!(!ran.stderr.contains("panicked") && !ran.stderr.contains("backtrace"), "{ran:?}");
+}
+
+#[test]
+fn run_takes_a_program_that_plain_rustc_built() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (source, wasm) = (dir.path().join("shout.rs"), dir.path().join("shout.wasm"));
+    std::fs::write(
+        &source,
+        r#"fn main() {
+            let mut message = String::new();
+            std::io::Read::read_to_string(&mut std::io::stdin(), &mut message).unwrap();
+            if message == "fail" { eprintln!("as asked"); std::process::exit(3); }
+            print!("{}!", message.to_uppercase());
+        }"#,
+    )
+    .expect("the source is written");
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let mut compile = Command::new(rustc);
+    compile.args(["--edition", "2024", "--target", "wasm32-wasip1", "-O", "-o"]).arg(&wasm).arg(&source);
+    assert!(compile.status().expect("rustc runs").success());
+
+    let ran = run(&["run", text(&wasm), "--message", "hello"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, "HELLO!"), "{ran:?}");
+    let ran = run_with(&mut command(&["run", text(&wasm)]), b"from stdin");
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, "FROM STDIN!"), "{ran:?}");
+    let ran = run(&["run", text(&wasm), "--message", "fail"]);
+    failed(&ran, 1, &["worker_exit", "3", "as asked"]);
+    let turn = run(&["run", "--json", text(&wasm), "--message", "hello"]).json();
+    assert_eq!((&turn["state"], &turn["reply"]["text"]), (&json!("completed"), &json!("HELLO!")));
+}
+
+#[test]
+fn run_has_the_limits_of_production_and_keeps_a_state() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let state = dir.path().join("state");
+    for n in ["1", "2", "3"] {
+        let ran = run(&["run", &guest("snapshot_counter"), "--message", "more", "--state", text(&state)]);
+        assert_eq!((ran.code, ran.stdout.trim()), (0, n), "{ran:?}");
+    }
+    assert_eq!(std::fs::read_to_string(&state).expect("the state"), "3");
+    let ran = run(&["run", &guest("snapshot_then_trap"), "--message", "dirty", "--state", text(&state)]);
+    failed(&ran, 1, &["worker_trapped"]);
+    assert_eq!(std::fs::read_to_string(&state).expect("the state"), "3", "as it was");
+    let mut quick = command(&["run", &guest("spin"), "--message", "go"]);
+    quick.env("TURNHOUSE_LIMITS__CPU_TIMEOUT_MS", "200");
+    failed(&run_with(&mut quick, b""), 1, &["cpu_timeout"]);
+    failed(&run(&["run", &guest("no_reply"), "--message", "go"]), 1, &["no_reply"]);
+}
+
+#[test]
+fn a_command_that_is_used_wrongly_exits_with_2_and_says_how_to_use_it() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let wasm = guest("echo");
+    for (arguments, says) in [
+        (&["frobnicate"][..], "frobnicate"),
+        (&["run"], "WASM"),
+        (&["run", "missing.wasm"], "missing.wasm"),
+        (&["run", &wasm, "--message", ""], "empty"),
+        (&["dev", "--listen", "0.0.0.0:0", &wasm], "loopback"),
+        (&["dev", "missing.wasm"], "missing.wasm"),
+        (&["turns", "show", "nonsense"], "nonsense"),
+        (&["keys", "create", "--org", "../x", "--user", "ann"], "../x"),
+        (&["keys", "create", "--org", "acme", "--user", "ann", "--scopes", "root"], "root"),
+    ] {
+        let mut command = command(arguments);
+        failed(&run_with(command.current_dir(dir.path()), b""), 2, &[says]);
+    }
+    let mut wrong = command(&["serve", "--listen", "127.0.0.1:0", "--data-dir", text(&dir.path().join("data"))]);
+    wrong.env("TURNHOUSE_LIMITS__HOST_RUNNING_MAX", "many");
+    failed(&run_with(&mut wrong, b""), 2, &["host_running_max"]);
+    assert_eq!(run(&["--help"]).code, 0);
+    assert!(run(&["--version"]).stdout.starts_with("turnhouse "));
+    // Nobody is there.
+    let ran = run(&["agents", "list", "--url", "http://127.0.0.1:1", "--api-key", "th_x"]);
+    failed(&ran, 1, &["127.0.0.1:1"]);
+}
+
+#[test]
+fn inspect_says_of_every_module_whether_this_host_would_run_it() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    for name in turnhouse_workers::wat_names() {
+        let file = dir.path().join(format!("{name}.wasm"));
+        std::fs::write(&file, wat::parse_str(turnhouse_workers::wat(&name)).expect("it is wat"))
+            .expect("it is written");
+        let ran = run(&["inspect", "--json", text(&file)]);
+        let shown: Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|_| panic!("{name}: {ran:?}"));
+        match ran.code {
+            0 => assert_eq!((&shown["accepted"], &shown["refusal"]), (&json!(true), &Value::Null), "{name}: {shown}"),
+            1 => {
+                assert_eq!(shown["accepted"], json!(false), "{name}: {shown}");
+                let code = shown["refusal"]["code"].as_str().expect("a code");
+                assert!(code.starts_with("module_"), "{name}: {shown}");
+                failed(&ran, 1, &[code]);
+            }
+            _ => panic!("{name}: {ran:?}"),
+        }
+    }
+    let ran = run(&["inspect", &guest("echo")]);
+    assert!(ran.code == 0 && ran.stdout.contains("accepted"), "{ran:?}");
+    let garbage = dir.path().join("garbage.wasm");
+    std::fs::write(&garbage, b"\x7fELF").expect("it is written");
+    failed(&run(&["inspect", text(&garbage)]), 1, &["module_invalid", "ELF"]);
+}
+
+#[test]
+fn dev_prints_one_line_when_it_is_ready_and_the_commands_work_on_it() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let data_dir = dir.path().join("data");
+    let arguments = [
+        "dev",
+        "--json",
+        "--listen",
+        "127.0.0.1:0",
+        "--data-dir",
+        text(&data_dir),
+        &guest("echo"),
+        &guest("slow_reply"),
+    ];
+    let mut host = Program::spawn(&mut command(&arguments));
+    let line = host.ready().expect("a line of JSON");
+    let (url, key) = (line["url"].as_str().expect("a url"), line["api_key"].as_str().expect("a key"));
+    assert_eq!(line["org"], "dev");
+    assert!(key.starts_with("th_"), "{line}");
+    let with = |arguments: &[&str]| {
+        let mut command = command(arguments);
+        command.env("TURNHOUSE_URL", url).env("TURNHOUSE_API_KEY", key);
+        command
+    };
+    let say = |arguments: &[&str], stdin: &str| run_with(&mut with(arguments), stdin.as_bytes());
+
+    // The first module is the default agent.
+    let ran = say(&["chat"], "hello\n");
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, "hello\n"), "{ran:?}");
+    let ran = say(&["chat", "slow_reply", "--conversation", "c-1", "--json"], "1\n");
+    let turn = ran.json();
+    assert_eq!((&turn["state"], &turn["reply"]["text"]), (&json!("completed"), &json!("1")));
+    let id = turn["id"].as_str().expect("its id").to_owned();
+
+    let tail = say(&["turns", "tail", &id], "");
+    assert_eq!((tail.code, tail.stdout.trim()), (0, "1"), "{tail:?}");
+    let tail = say(&["turns", "tail", "--json", &id], "");
+    let kinds: Vec<String> = tail
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON")["event"].as_str().expect("a kind").to_owned())
+        .collect();
+    assert_eq!(kinds.first().map(String::as_str), Some("turn.accepted"), "{tail:?}");
+    assert_eq!(kinds.last().map(String::as_str), Some("turn.completed"), "{tail:?}");
+    assert_eq!(say(&["turns", "cancel", "--json", &id], "").json()["state"], "completed");
+    assert_eq!(say(&["turns", "show", "--json", &id], "").json()["id"], id.as_str());
+    let unknown = say(&["turns", "show", "01990000-0000-7000-8000-000000000000"], "");
+    failed(&unknown, 1, &["there is no such turn"]);
+
+    // A turn that is followed is cancelled by another command.
+    let mut tailed = with(&["chat", "slow_reply", "--conversation", "c-2"]);
+    let mut chat =
+        tailed.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    chat.stdin.take().expect("a pipe").write_all(b"60000\n").expect("it reads");
+    let until = Instant::now() + PATIENCE;
+    let running = loop {
+        // Until it is begun there is no such conversation.
+        let list = say(&["turns", "list", "--json", "slow_reply", "c-2"], "");
+        let page: Value = serde_json::from_str(&list.stdout).unwrap_or_default();
+        if let Some(id) = page["items"][0]["id"].as_str() {
+            break id.to_owned();
+        }
+        assert!(Instant::now() < until, "{list:?}");
+    };
+    assert_eq!(say(&["turns", "cancel", "--json", &running], "").json()["state"], "cancelled");
+    let chat = chat.wait_with_output().expect("it ends");
+    assert_eq!(chat.status.code(), Some(1), "{chat:?}");
+    assert!(String::from_utf8_lossy(&chat.stderr).contains("cancelled"), "{chat:?}");
+
+    // Deploying is a new version of the same agent.
+    let deployed = say(&["deploy", "--json", &guest("trap"), "--worker", "echo", "--agent", "echo"], "").json();
+    assert_eq!(deployed["worker"]["version"], 2, "{deployed}");
+    let ran = say(&["chat", "echo"], "now\n");
+    failed(&ran, 1, &["worker_trapped"]);
+    let ran = say(&["deploy", &guest("echo"), "--worker", "no/slash"], "");
+    assert_eq!(ran.code, 2, "{ran:?}");
+    for list in [&["agents", "list"][..], &["workers", "list"], &["conversations", "list", "slow_reply"]] {
+        let ran = say(&[list, &["--json"]].concat(), "");
+        assert!(!ran.json()["items"].as_array().expect("items").is_empty(), "{list:?}");
+    }
+    let wrong = run(&["agents", "list", "--url", url, "--api-key", "th_wrong"]);
+    failed(&wrong, 1, &["API key"]);
+
+    // Its key is for its owner's eyes, and stays.
+    for entry in std::fs::read_dir(&data_dir).expect("the data directory").flatten() {
+        let mode = entry.metadata().expect("its mode").permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{}: {mode:o}", entry.path().display());
+    }
+    assert!(host.terminate().success());
+    let mut again = Program::spawn(&mut command(&arguments));
+    assert_eq!(again.ready().expect("a line of JSON")["api_key"], key);
+    assert!(again.terminate().success());
+}
+
+#[test]
+fn dev_deploys_a_file_that_changes() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let worker = dir.path().join("worker.wasm");
+    std::fs::copy(guest("echo"), &worker).expect("a copy");
+    let data_dir = dir.path().join("data");
+    let arguments = ["dev", "--json", "--listen", "127.0.0.1:0", "--data-dir", text(&data_dir), text(&worker)];
+    let mut host = Program::spawn(&mut command(&arguments));
+    let line = host.ready().expect("a line of JSON");
+    let (url, key) = (line["url"].as_str().expect("a url"), line["api_key"].as_str().expect("a key"));
+    let say = || {
+        let mut chat = command(&["chat"]);
+        run_with(chat.env("TURNHOUSE_URL", url).env("TURNHOUSE_API_KEY", key), b"hi\n")
+    };
+    assert_eq!(say().stdout, "hi\n");
+    // As a linker does: another file under the same name.
+    let next = dir.path().join("next");
+    std::fs::copy(guest("no_reply"), &next).expect("a copy");
+    std::fs::rename(&next, &worker).expect("renamed");
+    let until = Instant::now() + PATIENCE;
+    while say().code == 0 {
+        assert!(Instant::now() < until, "it is never deployed");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    failed(&say(), 1, &["no_reply"]);
+    assert!(host.terminate().success());
+}
+
+#[test]
+fn orgs_and_keys_are_made_on_the_database_beside_a_running_host() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let data_dir = dir.path().join("data");
+    let on = |arguments: &[&str]| run(&[arguments, &["--data-dir", text(&data_dir)]].concat());
+    assert_eq!(on(&["orgs", "create", "acme", "--json"]).json()["created"], true);
+    assert_eq!(on(&["orgs", "create", "acme", "--json"]).json()["created"], false);
+    failed(&on(&["keys", "create", "--org", "nobody", "--user", "ann"]), 1, &["nobody", "orgs create"]);
+    let mut host = Program::serve(&data_dir, "127.0.0.1:0", &[]);
+    let url = host.ready().expect("it is ready")["url"].as_str().expect("a url").to_owned();
+    let made = on(&["keys", "create", "--org", "acme", "--user", "ann", "--scopes", "admin", "--json"]).json();
+    let key = made["api_key"].as_str().expect("a key");
+    let list = || run(&["agents", "list", "--json", "--url", &url, "--api-key", key]);
+    assert_eq!(list().json()["items"], json!([]));
+    let listed = on(&["keys", "list", "--org", "acme", "--json"]);
+    assert_eq!(listed.json()["items"][0]["id"], made["id"]);
+    assert!(!listed.stdout.contains(key), "a secret is shown once");
+    assert_eq!(on(&["orgs", "list", "--json"]).json()["items"][0]["id"], "acme");
+    assert_eq!(on(&["keys", "revoke", "--org", "acme", made["id"].as_str().expect("an id")]).code, 0);
+    failed(&on(&["keys", "revoke", "--org", "acme", "0000000000000000"]), 1, &["0000000000000000"]);
+    // The host looks again within moments.
+    let until = Instant::now() + PATIENCE;
+    while list().code == 0 {
+        assert!(Instant::now() < until, "a revoked key still works");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(host.terminate().success());
+}
+
+#[test]
+fn a_data_directory_that_another_host_uses_is_refused() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let data_dir = dir.path().join("data");
+    let mut host = Program::serve(&data_dir, "127.0.0.1:0", &[]);
+    let url = host.ready().expect("it is ready")["url"].as_str().expect("a url").to_owned();
+    let serve = || run(&["serve", "--listen", "127.0.0.1:0", "--data-dir", text(&data_dir)]);
+    failed(&serve(), 1, &[text(&data_dir), "--data-dir"]);
+    // The first one is as well as before.
+    assert_eq!(run(&["agents", "list", "--url", &url, "--api-key", "th_x"]).code, 1);
+    // Another's address is said to be taken.
+    let address = url.strip_prefix("http://").expect("its scheme");
+    let elsewhere = dir.path().join("elsewhere");
+    failed(&run(&["serve", "--listen", address, "--data-dir", text(&elsewhere)]), 1, &["--listen", address]);
+    // What is killed leaves nothing that keeps the next one out.
+    host.kill();
+    let mut next = Program::serve(&data_dir, "127.0.0.1:0", &[]);
+    assert!(next.ready().is_some());
+    assert!(next.terminate().success());
+}
+
+#[test]
+fn a_data_directory_that_cannot_be_written_is_refused() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let file = dir.path().join("file");
+    std::fs::write(&file, "not a directory").expect("it is written");
+    let serve = |data_dir: &Path| run(&["serve", "--listen", "127.0.0.1:0", "--data-dir", text(data_dir)]);
+    failed(&serve(&file), 1, &[text(&file)]);
+    failed(&serve(&file.join("below")), 1, &[text(&file)]);
+    let read_only = dir.path().join("read-only");
+    std::fs::create_dir(&read_only).expect("it is made");
+    std::fs::set_permissions(&read_only, std::fs::Permissions::from_mode(0o500)).expect("its mode");
+    // Who may write everywhere is not kept out by a mode; for them a file system has to say it.
+    if std::fs::write(read_only.join("probe"), "").is_err() {
+        failed(&serve(&read_only), 1, &[text(&read_only), "writable"]);
+    }
+    failed(&serve(Path::new("/proc/turnhouse")), 1, &["/proc/turnhouse", "writable"]);
+    // A file that is no database.
+    let garbage = dir.path().join("garbage");
+    std::fs::create_dir(&garbage).expect("it is made");
+    std::fs::write(garbage.join("turnhouse.db"), "this is no database, and long enough to be one".repeat(100))
+        .expect("written");
+    let ran = serve(&garbage);
+    failed(&ran, 1, &["turnhouse.db"]);
+    let kept = std::fs::read_to_string(garbage.join("turnhouse.db")).expect("it is there");
+    assert!(kept.starts_with("this is no database"), "it is left as it was");
+}
+
+#[test]
+fn a_database_of_a_newer_schema_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let data_dir = dir.path().join("data");
+    program::member(&data_dir, "ann", "admin");
+    Tables::open_to_damage(&data_dir).execute(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (99, 'later', 1, x'00', 0)",
+    );
+    let serve = || run(&["serve", "--listen", "127.0.0.1:0", "--data-dir", text(&data_dir)]);
+    failed(&serve(), 1, &["99", "newer"]);
+    failed(&run(&["orgs", "list", "--data-dir", text(&data_dir)]), 1, &["99", "newer"]);
+    let tables = Tables::open_to_damage(&data_dir);
+    assert_eq!(tables.count("SELECT count(*) FROM orgs"), 1, "nothing is changed");
+    tables.execute("DELETE FROM _sqlx_migrations WHERE version = 99");
+    drop(tables);
+    let mut host = Program::serve(&data_dir, "127.0.0.1:0", &[]);
+    assert!(host.ready().is_some());
+    assert!(host.terminate().success());
+}
+
+/// A host of the real program with `slow_reply` deployed, and a member.
+async fn with_slow_reply(data_dir: &Path, settings: &[(&str, &str)]) -> (Program, Client) {
+    let key = program::member(data_dir, "ann", "admin");
+    let (host, url) = serve(data_dir, settings);
+    let ann = Client::new(&url, &key);
+    ann.deploy("slow_reply").await;
+    (host, ann)
+}
+
+fn serve(data_dir: &Path, settings: &[(&str, &str)]) -> (Program, String) {
+    let mut host = Program::serve(data_dir, "127.0.0.1:0", settings);
+    let url = host.ready().expect("it is ready")["url"].as_str().expect("a url").to_owned();
+    (host, url)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r6_sigterm_lets_a_turn_finish_or_gives_it_back_within_the_drain() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let data_dir = dir.path().join("data");
+    let (host, ann) = with_slow_reply(&data_dir, &[("TURNHOUSE_LIMITS__DRAIN_TIMEOUT_MS", "5000")]).await;
+    let (short, long) = (ann.say("slow_reply", "c-1", "800").await, ann.say("slow_reply", "c-2", "9000").await);
+    let behind = ann.say("slow_reply", "c-2", "1").await;
+    short.reaches("running").await;
+    long.reaches("running").await;
+    let began = Instant::now();
+    let ended = tokio::task::spawn_blocking(move || host.terminate()).await.expect("no panic");
+    assert!(ended.success(), "{ended}");
+    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+    let tables = Tables::open(&data_dir);
+    let short_id = short.id.replace('-', "");
+    let finished =
+        format!("SELECT count(*) FROM turns WHERE outcome = 'completed' AND hex(turn_id) = upper('{short_id}')");
+    assert_eq!(tables.count(&finished), 1, "what was nearly done is done");
+    assert_eq!(tables.count("SELECT count(*) FROM turn_markers"), 2);
+    assert_eq!(tables.count("SELECT max(attempt) FROM turn_markers"), 0, "no attempt is spent");
+    assert_eq!(tables.count("SELECT count(*) FROM turn_markers WHERE state = 'running'"), 0);
+    assert_eq!(tables.count("SELECT count(*) FROM replicas"), 0, "it has signed off");
+    drop(tables);
+
+    let (host, url) = serve(&data_dir, &[]);
+    let again = Client::new(&url, &ann.key);
+    assert_eq!(again.turn(&long.id).completed().await, "9000");
+    assert_eq!(again.turn(&long.id).get().await["attempt"], 1);
+    assert_eq!(again.turn(&behind.id).completed().await, "1");
+    assert!(tokio::task::spawn_blocking(move || host.terminate()).await.expect("no panic").success());
+    assert_eq!(Tables::open(&data_dir).faults(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_ends_at_once_and_loses_nothing() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let data_dir = dir.path().join("data");
+    let (mut host, ann) = with_slow_reply(&data_dir, &[]).await;
+    let turn = ann.say("slow_reply", "c-1", "3000").await;
+    turn.reaches("running").await;
+    host.signal(Signal::TERM);
+    turnhouse_tests::eventually("it drains", async || ann.get("/readyz").await.0 == StatusCode::SERVICE_UNAVAILABLE)
+        .await;
+    host.signal(Signal::TERM);
+    let ended = tokio::task::spawn_blocking(move || host.ends_within(PATIENCE)).await.expect("no panic");
+    assert_eq!(ended.and_then(|status| status.code()), Some(1));
+    let (host, url) = serve(&data_dir, &[]);
+    assert_eq!(Client::new(&url, &ann.key).turn(&turn.id).completed().await, "3000");
+    assert!(tokio::task::spawn_blocking(move || host.terminate()).await.expect("no panic").success());
+}
+
+#[test]
+fn t10_a_turn_that_takes_its_host_with_it_ends_after_its_attempts_and_the_conversation_goes_on() {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let data_dir = dir.path().join("data");
+    let (host, ann) = runtime.block_on(with_slow_reply(&data_dir, &[]));
+    assert!(host.terminate().success());
+    let deadly = [("TURNHOUSE_TEST_KILL", "after_claim:1")];
+    let (mut host, url) = serve(&data_dir, &deadly);
+    let ann = Client::new(&url, &ann.key);
+    let submit = |conversation: &str, body: Value| runtime.block_on(ann.submit("slow_reply", conversation, body));
+    let _lost_answer =
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| submit("c-1", json!({ "message": { "text": "1" } }))));
+    assert!(host.ends_within(PATIENCE).is_some_and(|status| status.code().is_none()), "it was killed by its turn");
+    for _ in 0..2 {
+        // What is left is taken up as soon as the next host starts, and takes it along.
+        let mut host = Program::serve(&data_dir, "127.0.0.1:0", &deadly);
+        assert!(host.ends_within(PATIENCE).is_some_and(|status| status.code().is_none()));
+    }
+    let (host, url) = serve(&data_dir, &[]);
+    let ann = Client::new(&url, &ann.key);
+    runtime.block_on(async {
+        let messages = ann.messages("slow_reply", "c-1").await;
+        let poison = ann.turn(messages[0]["turn_id"].as_str().expect("its id"));
+        let ended = poison.ended().await;
+        assert_eq!(
+            (&ended["failure"]["code"], &ended["attempt"]),
+            (&json!("attempts_exhausted"), &json!(3)),
+            "{ended}"
+        );
+        assert_eq!(ann.say("slow_reply", "c-1", "2").await.completed().await, "2");
+    });
+    assert!(host.terminate().success());
+    assert_eq!(Tables::open(&data_dir).faults(), Vec::<String>::new());
+}
+
+#[test]
+fn a_log_has_no_secret_and_no_message() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let data_dir = dir.path().join("data");
+    let key = program::member(&data_dir, "ann", "admin");
+    let mut serve = command(&["serve", "--json", "--listen", "127.0.0.1:0", "--data-dir", text(&data_dir)]);
+    let mut host =
+        serve.env("TURNHOUSE_LOG", "debug").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let mut line = String::new();
+    BufReader::new(host.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+    let url = serde_json::from_str::<Value>(&line).expect("JSON")["url"].as_str().expect("a url").to_owned();
+    let mut stderr = host.stderr.take().expect("a pipe");
+    let log = std::thread::spawn(move || {
+        let mut log = String::new();
+        stderr.read_to_string(&mut log).map(|_| log)
+    });
+    let with = |arguments: &[&str], stdin: &[u8]| {
+        run_with(command(arguments).env("TURNHOUSE_URL", &url).env("TURNHOUSE_API_KEY", &key), stdin)
+    };
+    assert_eq!(with(&["deploy", &guest("echo")], b"").code, 0);
+    assert_eq!(with(&["chat", "echo"], b"a word in confidence\n").code, 0);
+    assert_eq!(run(&["agents", "list", "--url", &url, "--api-key", "th_a-guessed-secret"]).code, 1);
+    let pid = rustix::process::Pid::from_child(&host);
+    rustix::process::kill_process(pid, Signal::TERM).expect("it is there");
+    assert!(host.wait().expect("it ends").success());
+    let log = log.join().expect("no panic").expect("UTF-8");
+    assert!(log.contains("request"), "the log does say something: {log}");
+    for secret in [key.as_str(), "a-guessed-secret", "a word in confidence"] {
+        assert!(!log.contains(secret), "{secret:?} is in the log");
+    }
+}
