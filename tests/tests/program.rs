@@ -486,3 +486,52 @@ fn a_log_has_no_secret_and_no_message() {
         assert!(!log.contains(secret), "{secret:?} is in the log");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_refuses_messages_and_loses_none() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let data_dir = dir.path().join("data");
+    let (host, ann) = with_slow_reply(&data_dir, &[]).await;
+    assert_eq!(ann.say("slow_reply", "c-0", "1").await.completed().await, "1");
+    assert!(tokio::task::spawn_blocking(move || host.terminate()).await.expect("no panic").success());
+
+    // No file may grow beyond some MiB: to the program, a disk that is full.
+    let mut full = Command::new("sh");
+    full.args(["-c", r#"trap "" XFSZ; ulimit -f 8192; exec "$0" "$@""#]).arg(program::path());
+    full.args(["serve", "--json", "--listen", "127.0.0.1:0", "--data-dir", text(&data_dir)]);
+    full.env("TURNHOUSE_METRICS_LISTEN", "127.0.0.1:0").env("TURNHOUSE_LOG", "off");
+    full.env("TURNHOUSE_LIMITS__DRAIN_TIMEOUT_MS", "3500");
+    let mut host = Program::spawn(&mut full);
+    let url = host.ready().expect("it is ready")["url"].as_str().expect("a url").to_owned();
+    let full = Client::new(&url, &ann.key);
+    let (mut accepted, mut refusal) = (Vec::new(), None);
+    for n in 0..200 {
+        let body = json!({ "message": { "text": format!("1 {}", "x".repeat(100_000)) } });
+        let (status, answer) = full.submit("slow_reply", &format!("c-{n}"), body).await;
+        match status {
+            StatusCode::ACCEPTED => accepted.push(answer["turn_id"].as_str().expect("its id").to_owned()),
+            _ => {
+                refusal = Some((status, answer));
+                break;
+            }
+        }
+    }
+    let (status, problem) = refusal.expect("the disk is full at last");
+    assert_eq!((status, &problem["code"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("store_unavailable")), "{problem}");
+    assert!(problem["detail"].as_str().expect("a detail").contains("Idempotency-Key"), "{problem}");
+    assert!(!accepted.is_empty());
+    // What is there can be read.
+    assert_eq!(full.turn(&accepted[0]).get().await["id"], accepted[0].as_str());
+    host.signal(Signal::TERM);
+    tokio::task::spawn_blocking(move || host.ends_within(PATIENCE)).await.expect("no panic");
+
+    let (host, url) = serve(&data_dir, &[]);
+    let again = Client::new(&url, &ann.key);
+    for turn in &accepted {
+        assert_eq!(again.turn(turn).completed().await.len(), 100_002);
+    }
+    assert!(tokio::task::spawn_blocking(move || host.terminate()).await.expect("no panic").success());
+    let tables = Tables::open(&data_dir);
+    assert_eq!(tables.faults(), Vec::<String>::new());
+    assert_eq!(tables.count("SELECT count(*) FROM turns"), accepted.len() as i64 + 1, "nothing is half done");
+}

@@ -148,3 +148,17 @@ async fn an_envelope_of_another_org_is_refused_at_the_door() {
     assert_eq!(Tables::open(host.data_dir()).count("SELECT count(*) FROM turns"), 0);
     host.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t8_a_refused_envelope_that_backs_off_can_be_cancelled() {
+    let host = TestHost::start_with(|config| config.limits.backoff_ms = 5_000).await;
+    let ann = host.member("acme", "ann", "admin,ingest").await;
+    ann.deploy("snapshot_counter").await;
+    let (_, answer) = ingest(&ann, envelope(Some(Uuid::now_v7()), None, Some("c-1"))).await;
+    let turn = ann.turn(answer["turn_id"].as_str().expect("its id"));
+    let stream = turn.events(None).await;
+    let (status, answer) = turn.cancel().await;
+    assert_eq!((status, &answer["state"]), (StatusCode::OK, &json!("cancelled")), "{answer}");
+    assert_eq!(stream.all().await.pop().expect("an end").kind, "turn.cancelled");
+    host.stop().await;
+}

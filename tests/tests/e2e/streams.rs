@@ -226,3 +226,35 @@ async fn e6_too_many_streams_are_refused_and_leave_nothing_behind() {
     another.cancel().await;
     host.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn e2_readers_that_fall_behind_what_is_kept_in_memory_read_the_log() {
+    let host = TestHost::start_with(|config| {
+        config.limits.reader_buffer_bytes_max = 16 * 1024;
+        config.limits.delta_batch_bytes = 4 * 1024;
+    })
+    .await;
+    let ann = host.member("acme", "ann", "admin").await;
+    ann.deploy("big_reply").await;
+    let turn = ann.say("big_reply", "c-1", "600000 deltas 1500").await;
+    let slow = async {
+        // Leaves after every few events, and takes its time to come back.
+        let (mut seen, mut last): (Vec<SeenEvent>, Option<String>) = (Vec::new(), None);
+        while last.as_deref() != Some("end") {
+            let mut events = turn.events(last.as_deref()).await;
+            for _ in 0..40 {
+                let Some(event) = events.next().await else { break };
+                last = Some(event.id.clone());
+                seen.push(event);
+            }
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+        seen
+    };
+    let (slow, fast) = tokio::join!(slow, async { turn.events(None).await.all().await });
+    assert!(fast.is_sorted_by(|one, next| place(one) < place(next)));
+    assert_eq!(told(slow), told(fast.clone()));
+    let text: usize = fast.iter().filter_map(|event| event.data["text"].as_str()).map(str::len).sum();
+    assert_eq!(text, 600_000);
+    host.stop().await;
+}

@@ -127,7 +127,13 @@ async fn o2_what_another_member_began_is_not_there_on_any_route() {
     let (status, _, problem) =
         eve.submit_keyed("snapshot_counter", "c-1", "k-1", json!({ "message": { "text": "count" } })).await;
     assert_eq!(status, StatusCode::NOT_FOUND, "{problem}");
-    // An admin of the org sees it, and says who cancelled.
+    // Nor does an adapter get into it by an envelope.
+    let adapter = host.member("acme", "adapter", "ingest").await;
+    let envelope = json!({ "agent": "snapshot_counter", "org": "acme", "conversation": "c-1", "run_id": turn.id,
+        "message": { "text": "count" } });
+    let (status, problem) = adapter.send(Method::POST, "/v1/ingest", envelope).await;
+    assert_eq!(status, StatusCode::NOT_FOUND, "{problem}");
+    // An admin of the org sees it.
     assert_eq!(ann.turn(&turn.id).get().await["reply"]["text"], "1");
     host.stop().await;
 }
