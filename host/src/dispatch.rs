@@ -12,7 +12,7 @@ use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Timestamp};
-use crate::event;
+use crate::event::{self, Event};
 use crate::events::{LiveTurn, LiveTurns};
 use crate::ids::{AgentId, OrgId, ReplicaId, TurnId};
 use crate::journal::{Journal, JournalError, Observer};
@@ -298,7 +298,9 @@ impl Observer for Arc<Dispatch> {
         // Watched from here on, not from when a guests' thread first comes to it.
         let running = Arc::new(Running::new(&claimed, &self.limits, self.clock.now()));
         self.track(running.clone());
-        self.sandbox.spawn(runner::run(Arc::clone(self), claimed, running, slot));
+        // Told here, before whoever submitted it hears that it was accepted: both events then leave in one write.
+        let live = self.live.begin(&claimed.lease, first_event(&claimed));
+        self.sandbox.spawn(runner::run(Arc::clone(self), claimed, running, live, slot));
     }
 
     fn backlog(&self) {
@@ -325,5 +327,13 @@ fn record(ended: &Ended) {
     if let Some(usage) = &ended.usage {
         metrics::counter!("turnhouse_guest_cpu_microseconds_total").increment((usage.cpu_ms * 1_000.0) as u64);
         metrics::counter!("turnhouse_host_calls_total").increment(usage.host_calls);
+    }
+}
+
+/// What a claim tells.
+fn first_event(claimed: &Claimed) -> Event {
+    match (&claimed.worker, claimed.restarted) {
+        (Some((worker, version)), false) => event::started(claimed.lease.epoch, claimed.attempt, worker, *version),
+        _ => event::restarted(claimed.lease.epoch, claimed.attempt),
     }
 }

@@ -25,14 +25,14 @@ use crate::turn::{Failure, FailureCode, Outcome};
 const COMMIT_AGAIN_MS: u64 = 100;
 
 /// Runs a claimed turn and ends it, or gives it back.
-pub async fn run(dispatch: Arc<Dispatch>, claimed: Claimed, running: Arc<Running>, slot: Slot) {
+pub async fn run(dispatch: Arc<Dispatch>, claimed: Claimed, running: Arc<Running>, live: Arc<LiveTurn>, slot: Slot) {
     kill_point::pass("after_claim");
-    step_through(&dispatch, claimed, &running).await;
+    step_through(&dispatch, claimed, &running, live).await;
     dispatch.untrack(&running.lease);
     drop(slot);
 }
 
-async fn step_through(dispatch: &Arc<Dispatch>, claimed: Claimed, running: &Running) {
+async fn step_through(dispatch: &Arc<Dispatch>, claimed: Claimed, running: &Running, live: Arc<LiveTurn>) {
     let (lease, control) = (&running.lease, &running.control);
     if control.answered() {
         // It has ended before a thread came to it.
@@ -64,7 +64,6 @@ async fn step_through(dispatch: &Arc<Dispatch>, claimed: Claimed, running: &Runn
         Duration::from_millis(own.cpu_timeout_ms.unwrap_or(dispatch.limits.cpu_timeout_ms)),
     );
 
-    let live = dispatch.live.begin(lease, first_event(&claimed));
     let parent = claimed.head.as_ref().map(|head| head.parent);
     let job = Job {
         limits: prepared.limits,
@@ -127,13 +126,6 @@ async fn prepare(dispatch: &Dispatch, claimed: &Claimed) -> Result<Prepared, Unp
     }
     let history = dispatch.registry.history(claimed, &agent).await?;
     Ok(Prepared { agent, worker, limits, history })
-}
-
-fn first_event(claimed: &Claimed) -> event::Event {
-    match (&claimed.worker, claimed.restarted) {
-        (Some((worker, version)), false) => event::started(claimed.lease.epoch, claimed.attempt, worker, *version),
-        _ => event::restarted(claimed.lease.epoch, claimed.attempt),
-    }
 }
 
 /// The turn's end, as the guest brought it about.

@@ -152,9 +152,10 @@ CREATE TABLE turns (
 ) STRICT;
 -- History by place, and all that a deletion must find.
 CREATE INDEX turns_lane ON turns (org_id, agent_id, conversation_id, seq) WHERE conversation_id IS NOT NULL;
--- What the client was told of the end is not taken back.
+-- What the client was told of the end is not taken back. FAIL, not ABORT: the writer rolls back anyway, and a statement that may abort keeps
+-- a journal of its own.
 CREATE TRIGGER turns_end_once BEFORE UPDATE OF outcome ON turns WHEN OLD.outcome IS NOT NULL
-BEGIN SELECT RAISE(ABORT, 'the turn has ended already'); END;
+BEGIN SELECT RAISE(FAIL, 'the turn has ended already'); END;
 
 -- Live turns: queue, lock, lease, deadline and election in one small row, which exists exactly while a turn owes its client an answer.
 -- org_id is the org of the key that submitted it; env_org is what the envelope claims, or nothing.
@@ -205,7 +206,7 @@ CREATE INDEX markers_worn ON turn_markers (epoch) WHERE epoch >= 1000000;
 -- The debt is paid before it is struck out.
 CREATE TRIGGER markers_owe AFTER DELETE ON turn_markers
 WHEN EXISTS (SELECT 1 FROM turns WHERE org_id = OLD.org_id AND turn_id = OLD.turn_id AND outcome IS NULL)
-BEGIN SELECT RAISE(ABORT, 'the turn still owes its end'); END;
+BEGIN SELECT RAISE(FAIL, 'the turn still owes its end'); END;
 
 -- One row a batch of consecutive events of one epoch; the epoch changes at every change of owner, so no id is used twice.
 CREATE TABLE turn_events (

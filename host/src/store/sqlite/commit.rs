@@ -193,7 +193,8 @@ impl Tx<'_> {
         }
         self.shift(org, Some(elected.stage), None);
         let promoted = match (&elected.conversation, elected.seq, elected.stage) {
-            (Some(conversation), Some(_), Stage::Ready | Stage::Running) => {
+            // Mostly nobody waits, and then there is nobody to look for.
+            (Some(conversation), Some(_), Stage::Ready | Stage::Running) if self.counts.org(org).waiting > 0 => {
                 self.promote(org, &elected.agent, conversation)?
             }
             _ => false,
