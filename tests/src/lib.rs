@@ -13,6 +13,8 @@
 //! # Ok(()) }
 //! ```
 
+pub mod choices;
+
 pub mod client;
 
 pub mod host;

@@ -11,43 +11,14 @@ use eventsource_stream::Eventsource as _;
 use futures_util::StreamExt as _;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use turnhouse_tests::choices::{Choices, seed};
 use turnhouse_tests::{Client, Program, SeenEvent, Tables, program};
 
 /// How often the program is killed.
 const KILLS: u64 = 200;
 
-/// Beyond this the choices are made, and a kill that was to come by itself is made from outside.
+/// A kill that was to come by itself is made from outside when this is over.
 const KILLS_ITSELF_WITHIN: Duration = Duration::from_secs(3);
-
-/// splitmix64: the same choices from the same seed.
-struct Choices(u64);
-
-impl Choices {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = self.0;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^ (word >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len() as u64) as usize]
-    }
-}
-
-fn seed() -> u64 {
-    let seed = match std::env::var("TURNHOUSE_TEST_SEED") {
-        Ok(text) => text.parse().expect("TURNHOUSE_TEST_SEED is a number"),
-        Err(_) => u64::from(std::process::id()) ^ std::time::UNIX_EPOCH.elapsed().expect("a time").as_nanos() as u64,
-    };
-    println!("TURNHOUSE_TEST_SEED={seed}");
-    seed
-}
 
 /// A turn as its client saw it, over all connections.
 #[derive(Default)]
@@ -262,7 +233,7 @@ fn deploy(data_dir: &Path) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r1_kills_lose_no_accepted_message_and_repeat_no_terminal_event() {
-    let mut choices = Choices(seed());
+    let mut choices = Choices::new(seed());
     let dir = tempfile::tempdir().expect("a temporary directory");
     let data_dir = dir.path().join("data");
     let key = deploy(&data_dir);
@@ -272,9 +243,9 @@ async fn r1_kills_lose_no_accepted_message_and_repeat_no_terminal_event() {
     let followers: Vec<_> = ["echo", "snapshot_counter", "snapshot_counter", "slow_reply", "progress_slowly"]
         .into_iter()
         .enumerate()
-        .map(|(n, agent)| tokio::spawn(talk.clone().follow_all(agent, format!("c-{n}"), Choices(choices.next()))))
+        .map(|(n, agent)| tokio::spawn(talk.clone().follow_all(agent, format!("c-{n}"), Choices::new(choices.next()))))
         .collect();
-    let forgetful = tokio::spawn(talk.clone().forget_all("slow_reply", Choices(choices.next())));
+    let forgetful = tokio::spawn(talk.clone().forget_all("slow_reply", Choices::new(choices.next())));
 
     let began = Instant::now();
     let mut by_themselves = HashMap::<String, u32>::new();

@@ -1,5 +1,6 @@
 //! A whole host in process, on its embedded store, through its HTTP API. Tests are named for the invariants that they show.
 
+mod chaos;
 mod edge;
 mod gate;
 mod replicas;
