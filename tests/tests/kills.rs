@@ -251,7 +251,8 @@ async fn r1_kills_lose_no_accepted_message_and_repeat_no_terminal_event() {
     let mut by_themselves = HashMap::<String, u32>::new();
     for kill in 0..KILLS {
         let (at, data_dir) = (address.clone(), data_dir.clone());
-        if kill % 2 == 0 {
+        // A release has no such points.
+        if kill % 2 == 0 && cfg!(debug_assertions) {
             let point = choices.of(turnhouse::kill_point::ALL);
             let spec = format!("{point}:{}", 1 + choices.below(6));
             let ended = tokio::task::spawn_blocking(move || {
@@ -309,7 +310,9 @@ async fn r1_kills_lose_no_accepted_message_and_repeat_no_terminal_event() {
         forgotten.len()
     );
     // What was not exercised was not shown.
-    assert!(by_themselves.values().sum::<u32>() >= 60, "{by_themselves:?}");
-    assert_eq!(by_themselves.len(), turnhouse::kill_point::ALL.len(), "{by_themselves:?}");
+    if cfg!(debug_assertions) {
+        assert!(by_themselves.values().sum::<u32>() >= 60, "{by_themselves:?}");
+        assert_eq!(by_themselves.len(), turnhouse::kill_point::ALL.len(), "{by_themselves:?}");
+    }
     assert!(broken >= 20 && talk.accepted.load(Ordering::SeqCst) >= 100, "{broken} streams broke");
 }

@@ -418,6 +418,7 @@ async fn a_second_signal_ends_at_once_and_loses_nothing() {
     assert!(tokio::task::spawn_blocking(move || host.terminate()).await.expect("no panic").success());
 }
 
+#[cfg(debug_assertions)]
 #[test]
 fn t10_a_turn_that_takes_its_host_with_it_ends_after_its_attempts_and_the_conversation_goes_on() {
     let runtime =
