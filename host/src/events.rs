@@ -224,6 +224,16 @@ impl LiveTurn {
         Found::Events(state.events.range(known..).cloned().collect())
     }
 
+    /// Whether this turn has told an event of this id, kept or not: seqs of an epoch have no gaps.
+    pub fn has_told(&self, id: EventId) -> bool {
+        let state = self.state.lock();
+        let same_epoch = |event: &&Event| match (event.id, id) {
+            (EventId::At(told, _), EventId::At(epoch, _)) => told == epoch,
+            _ => event.id == id,
+        };
+        state.events.iter().rev().find(same_epoch).is_some_and(|last| last.id >= id)
+    }
+
     /// Resolves at the next change after it was enabled.
     pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.wake.notified()

@@ -123,6 +123,10 @@ impl Reader {
 
     /// A client's cursor that nothing has (E5): where the turn stands at the greatest id before it, from which the reader goes on.
     async fn resync(&self, cursor: EventId) -> Result<Option<Event>, StoreError> {
+        // Told here, and perhaps not written yet: the log will have it.
+        if self.live.as_ref().is_some_and(|live| live.has_told(cursor)) {
+            return Ok(None);
+        }
         let mut known = Known::default();
         let mut from = None;
         loop {
