@@ -21,6 +21,9 @@ use crate::store::{
 /// At most so many writes share a transaction.
 const BATCH_MAX: usize = 256;
 
+/// A batch of so many writes means that there are several clients.
+const BUSY: usize = 4;
+
 /// Why a write has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum JournalError {
@@ -144,13 +147,11 @@ impl Pending {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new().name("journal".to_owned()).spawn(move || {
             let mut pending = Vec::with_capacity(BATCH_MAX);
+            let mut busy = false;
             while let Some(first) = self.entries.blocking_recv() {
                 pending.push(first);
-                while pending.len() < BATCH_MAX
-                    && let Ok(next) = self.entries.try_recv()
-                {
-                    pending.push(next);
-                }
+                gather(&mut self.entries, &mut pending, busy);
+                busy = pending.len() >= BUSY;
                 metrics::histogram!("turnhouse_journal_batch_writes").record(pending.len() as f64);
                 let (writes, waiters): (Vec<Write>, Vec<Waiter>) = pending.drain(..).unzip();
                 let (accepts, commits) =
@@ -165,6 +166,23 @@ impl Pending {
                 settle(written, waiters, &observer);
             }
         })
+    }
+}
+
+/// Takes what is pending. Under load it lets the other threads have their say first, for as long as that brings more: a batch costs one
+/// flush of the disk, however large it is. This is no delay in time: where nobody else can run, nothing is waited for.
+fn gather(entries: &mut mpsc::UnboundedReceiver<(Write, Waiter)>, pending: &mut Vec<(Write, Waiter)>, busy: bool) {
+    loop {
+        let before = pending.len();
+        while pending.len() < BATCH_MAX
+            && let Ok(next) = entries.try_recv()
+        {
+            pending.push(next);
+        }
+        if !busy || pending.len() == before || pending.len() == BATCH_MAX {
+            return;
+        }
+        std::thread::yield_now();
     }
 }
 

@@ -202,7 +202,12 @@ async fn the_schema_says_it_a_second_time() {
     world.submit(refused).await;
     let home = home(&world);
     let fails = |sql: &str| {
-        let error = home.store.writer.lock().as_mut().unwrap().conn.execute(sql, []).expect_err(sql);
+        // In a transaction that is rolled back, as the writer's are.
+        let mut writer = home.store.writer.lock();
+        let conn = &writer.as_mut().unwrap().conn;
+        conn.execute_batch("BEGIN").unwrap();
+        let error = conn.execute(sql, []).expect_err(sql);
+        conn.execute_batch("ROLLBACK").unwrap();
         assert_eq!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::ConstraintViolation), "{sql}: {error}");
     };
     fails("UPDATE turns SET outcome = 'cancelled', reply = NULL, cancelled_by = 'user' WHERE outcome = 'completed'");
