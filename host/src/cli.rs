@@ -41,6 +41,8 @@ mod turns;
 
 mod orgs;
 
+mod starter;
+
 mod keys;
 
 mod inspect;

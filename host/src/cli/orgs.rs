@@ -6,7 +6,7 @@ use turnhouse::clock::Clock;
 use turnhouse::ids::{OrgId, UserId};
 
 use super::output::Output;
-use super::{Result, database};
+use super::{Result, database, starter};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -49,13 +49,23 @@ pub async fn run(args: Args, output: Output) -> Result {
     match args.action {
         Action::Create { org, owner, database } => {
             let store = database.open().await?;
-            let created = store.create_org(&org, &owner, Clock::system().now()).await.map_err(database::failed);
+            let now = Clock::system().now();
+            let done = async {
+                let created = store.create_org(&org, &owner, now).await?;
+                Ok((created, starter::provide_default_agent(&*store, &org, now).await?))
+            };
+            let done = done.await.map_err(database::failed);
             store.close().await;
-            let created = created?;
+            let (created, agent) = done?;
             if output.json {
-                output.json(&json!({"id": org, "created": created}));
+                output.json(&json!({"id": org, "created": created, "default_agent_created": agent}));
             } else if created {
                 output.say(&format!("made org {org}, owned by {owner}"));
+                if let Some(agent) = agent {
+                    output.say(&format!(
+                        "its default agent is {agent}, which repeats what it is told until you deploy something better"
+                    ));
+                }
                 output.say(&format!("a key for it: turnhouse keys create --org {org} --user {owner} --scopes admin"));
             } else {
                 output.say(&format!("org {org} exists; what it lacked is filled in"));

@@ -90,7 +90,7 @@ codes! {
     IdempotencyMismatch = 422 "idempotency_mismatch";
     /// No WebAssembly module that this host can run.
     ModuleInvalid = 422 "module_invalid";
-    /// A component, a library or a reactor: not a WASI command.
+    /// A library or a reactor: no WASI command. (A component is no module at all: `module_invalid`.)
     ModuleNotCommand = 422 "module_not_command";
     /// It imports what this host does not provide.
     ModuleImportUnknown = 422 "module_import_unknown";
