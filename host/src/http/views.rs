@@ -393,7 +393,7 @@ mod tests {
                 "id": id, "agent_id": "support", "conversation_id": "c-42", "run_id": id, "state": "completed", "attempt": 1,
                 "worker": "notes", "version": 3, "reply": {"text": "hello"}, "failure": null,
                 "usage": {"cpu_ms": 0.4, "wall_ms": 1.9, "memory_peak_bytes": 1_179_648, "host_calls": 3},
-                "accepted_at": "1970-01-01T00:00:00Z", "started_at": "1970-01-01T00:00:00.001Z", "ended_at": "1970-01-01T00:00:00.002Z",
+                "accepted_at": "1970-01-01T00:00:00.000Z", "started_at": "1970-01-01T00:00:00.001Z", "ended_at": "1970-01-01T00:00:00.002Z",
                 "links": {"self": base, "events": format!("{base}/events"), "cancel": format!("{base}/cancel")},
             })
         );

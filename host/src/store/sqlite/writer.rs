@@ -16,9 +16,9 @@ use crate::ids::{OrgId, ReplicaId};
 use crate::store::{StoreError, Write, Written};
 
 /// Pages of the log at which a write checkpoints what the checkpointer has left, so that the log starts anew.
-const WAL_PAGES_MAX: i64 = 16_000;
+const WAL_PAGES_MAX: i64 = 32_000;
 /// Transactions between two wake-ups of the checkpointer.
-const CHECKPOINT_EVERY: u32 = 64;
+const CHECKPOINT_EVERY: u32 = 256;
 
 statements! {
     /// What is live, when the store opens.
