@@ -74,6 +74,8 @@ pub async fn run(options: Options) -> Result<ExitCode> {
         only: options.only,
         report: Report::default(),
     };
+    // What the builds have written must not reach the disk while it is measured: a commit of ours would wait for it.
+    rustix::fs::sync();
     parts::run(&mut bench).await?;
     throughput::run(&mut bench).await?;
     deadline::run(&mut bench).await?;

@@ -70,6 +70,7 @@ fn epoch_callback(
             } else if let Err(why) = control.check(now) {
                 control.stop(why);
             } else {
+                super::breathe();
                 // A plain yield would bypass the runtime's own fairness.
                 return Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())));
             }
