@@ -8,9 +8,9 @@ use clap::Parser as _;
 
 mod cli;
 
-/// Also SQLite's: allocation was a tenth of a turn's cost with the system's.
+/// Also SQLite's. Allocation was a tenth of a turn's cost with the system's; this one gives memory back after a burst, where others kept a third more.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();

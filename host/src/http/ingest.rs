@@ -91,7 +91,7 @@ async fn ingest(State(gateway): State<Gateway>, may: May<Ingest>, request: Reque
         return Err(Problem::new(Code::InvalidIdempotencyKey, detail));
     }
     let submission = Submission {
-        message: message::read(new.message, body.bytes(), limits)?,
+        message: message::read(new.message, limits)?,
         sees_all: caller.scopes.include(Scopes::ADMIN),
         agent: AgentId::parse(&new.agent)?,
         session: Session::Envelope { run_id: optional(new.run_id.as_deref())?, org, conversation, mode: new.mode },

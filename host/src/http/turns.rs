@@ -1,6 +1,6 @@
 //! Turns: a message comes in and is answered with events, with the ended turn, or with where to look; turns are read, followed, cancelled.
 //!
-//! [`submit_turn`] is the hot path: the body is read and parsed once, the message stays the slice of it that it came in, and nothing is spawned.
+//! [`submit_turn`] is the hot path: the body is read and parsed once, the message is stored as it came, and nothing is spawned.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -92,7 +92,7 @@ async fn submit_turn(
     let new: NewTurn<'_> = body.parse(Code::MalformedRequest)?;
     let caller = may.acting_for(new.user.as_deref())?;
     let submission = Submission {
-        message: message::read(new.message, body.bytes(), limits)?,
+        message: message::read(new.message, limits)?,
         sees_all: caller.scopes.include(Scopes::ADMIN),
         org: caller.org.clone(),
         user: caller.user.clone(),
