@@ -74,6 +74,7 @@ fn main() -> anyhow::Result<()> {
                         Duration::from_secs(10),
                     ));
                     let job = Job {
+                        org: "acme".parse().expect("an org"),
                         input: Input {
                             json: InputJson(Arc::new(|| Bytes::from_static(b"{}"))),
                             text: Bytes::from_static(b"a message of some forty bytes to be echoed"),

@@ -64,6 +64,7 @@ fn main() -> anyhow::Result<()> {
     for _ in 0..count {
         let control = Arc::new(Control::new(long, long, long));
         let job = Job {
+            org: "acme".parse().expect("an org"),
             input: Input {
                 json: InputJson(Arc::new(|| Bytes::from_static(b"{}"))),
                 text: Bytes::from_static(b"600000"),

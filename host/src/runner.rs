@@ -66,6 +66,7 @@ async fn step_through(dispatch: &Arc<Dispatch>, claimed: Claimed, running: &Runn
 
     let parent = claimed.head.as_ref().map(|head| head.parent);
     let job = Job {
+        org: lease.org.clone(),
         limits: prepared.limits,
         grant: grant.clone(),
         control: control.clone(),

@@ -30,6 +30,8 @@ mod guest;
 
 mod limiter;
 
+mod run_queue;
+
 mod speech;
 
 mod stdio;
@@ -70,6 +72,7 @@ use cache::ModuleCache;
 use guest::Guest;
 use inspect::Importable;
 use operations::Registry;
+use run_queue::RunQueue;
 use ticker::Ticker;
 
 /// Threads of the guests' runtime that may block, beside those that compile.
@@ -138,6 +141,7 @@ pub struct Sandbox {
     loaded: moka::future::Cache<(OrgId, [u8; 32]), Arc<Worker>>,
     compiling: Arc<Semaphore>,
     ticker: Ticker,
+    queue: Arc<RunQueue>,
     handle: Handle,
     runtime: Mutex<Option<Runtime>>,
 }
@@ -161,7 +165,8 @@ impl Sandbox {
             Some(cache) => Some(Arc::new(ModuleCache::open(cache, &engine).map_err(SandboxError::Cache)?)),
             None => None,
         };
-        let runtime = runtime(config).map_err(SandboxError::Threads)?;
+        let threads = threads(config);
+        let runtime = runtime(config, threads).map_err(SandboxError::Threads)?;
         Ok(Arc::new(Sandbox {
             limits: config.limits.clone(),
             allocator,
@@ -172,6 +177,7 @@ impl Sandbox {
             loaded: moka::future::Cache::new(config.workers_loaded_max),
             compiling: Arc::new(Semaphore::new(config.limits.compiles_concurrent_max)),
             ticker: Ticker::start(&engine).map_err(SandboxError::Threads)?,
+            queue: RunQueue::new(threads),
             handle: runtime.handle().clone(),
             runtime: Mutex::new(Some(runtime)),
             engine,
@@ -186,6 +192,11 @@ impl Sandbox {
     /// Whether guests can be interrupted. When not, no turn may be started.
     pub fn ticker_alive(&self) -> bool {
         self.ticker.alive()
+    }
+
+    /// How many guests could run and wait for a thread.
+    pub fn guests_waiting(&self) -> usize {
+        self.queue.waiting()
     }
 
     /// Spawns a turn's future on the guests' runtime. The caller owns the task and awaits it.
@@ -219,7 +230,7 @@ impl Sandbox {
                 "the host cannot run workers just now; send it again",
             ));
         }
-        run::run(worker, self.registry.clone(), job).await
+        run::run(worker, self.registry.clone(), self.queue.seat(&job.org), job).await
     }
 }
 
@@ -246,13 +257,16 @@ fn importable(engine: &Engine, linker: &Linker<Guest>) -> Importable {
     Importable::new(functions.into_iter().map(|(module, name, function)| (module, name, function.ty(&store))))
 }
 
-fn runtime(config: &SandboxConfig) -> std::io::Result<Runtime> {
-    let number = AtomicUsize::new(0);
-    let nice = config.nice;
-    let threads = match config.threads {
+fn threads(config: &SandboxConfig) -> usize {
+    match config.threads {
         0 => std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
         threads => threads,
-    };
+    }
+}
+
+fn runtime(config: &SandboxConfig, threads: usize) -> std::io::Result<Runtime> {
+    let number = AtomicUsize::new(0);
+    let nice = config.nice;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .max_blocking_threads(config.limits.compiles_concurrent_max + BLOCKING_THREADS_SPARE)

@@ -53,6 +53,7 @@ pub async fn sweep(dispatch: Arc<Dispatch>, store: Arc<dyn Store>) {
             metrics::gauge!("turnhouse_live_turns", "state" => "waiting").set(counts.waiting as f64);
             metrics::gauge!("turnhouse_live_turns", "state" => "ready").set(counts.ready as f64);
             metrics::gauge!("turnhouse_live_turns", "state" => "running").set(counts.running as f64);
+            metrics::gauge!("turnhouse_guests_waiting").set(dispatch.sandbox.guests_waiting() as f64);
             metrics::gauge!("turnhouse_slots_in_use").set(dispatch.slots.in_use() as f64);
         }
     }

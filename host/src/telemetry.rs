@@ -85,6 +85,7 @@ metrics! {
     "turnhouse_guest_cpu_microseconds_total", describe_counter, Microseconds, "CPU time of guests.";
     "turnhouse_host_calls_total", describe_counter, Count, "Calls that guests made of the host's functions.";
     "turnhouse_live_turns", describe_gauge, Count, "Turns that owe an answer, by `state`: waiting, ready, running.";
+    "turnhouse_guests_waiting", describe_gauge, Count, "Guests that could run and wait for a thread: more than a few for long, and the processors are too few.";
     "turnhouse_slots_in_use", describe_gauge, Count, "Places for guests that are taken, of limits.host_running_max.";
     "turnhouse_gate_refusals_total", describe_counter, Count, "Envelopes that the gate refused, by `reason`.";
     "turnhouse_journal_batch_writes", describe_histogram, Count, "Writes that one transaction of the journal took.";

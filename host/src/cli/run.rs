@@ -97,6 +97,7 @@ pub async fn run(args: Args, output: Output) -> Result {
     ));
     let terminal = Arc::new(Terminal { transcript: Mutex::new(Transcript::stdio()), silent: output.json });
     let job = Job {
+        org: turn.claimed.lease.org.clone(),
         input: turn.input(),
         grant: turn.grant.clone(),
         limits: Arc::new(GuestLimits::from(&limits)),

@@ -20,6 +20,7 @@ use super::stdio::{Stdin, Writer};
 use super::{Control, GuestLimits, Input, InputJson, Job, Output, Refused, Said};
 use crate::content::Content;
 use crate::gate::Grant;
+use crate::ids::OrgId;
 use crate::limits::Limits;
 
 /// Entries of the WASI table beyond file descriptors: what one `poll_oneoff` may wait for.
@@ -77,7 +78,7 @@ impl GuestInput {
 
 impl Guest {
     pub(super) fn new(job: Job, memory: Option<ModuleExport>, stdout: Stdout, registry: Arc<Registry>) -> Guest {
-        let Job { input, grant, limits, control, output } = job;
+        let Job { org: _, input, grant, limits, control, output } = job;
         let shared = Arc::new(Shared {
             speech: Mutex::new(Speech::new(output.clone(), control.clone(), limits.clone())),
             operations: Mutex::new(Operations::new(limits.clone(), control.clone())),
@@ -122,6 +123,7 @@ impl Guest {
     pub(super) fn nobody() -> Guest {
         let ever = Duration::from_secs(1);
         let job = Job {
+            org: OrgId::parse("nobody").expect("it is an id"),
             input: Input {
                 json: InputJson(Arc::new(Bytes::new)),
                 text: Bytes::new(),

@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use super::control::Control;
 use crate::content::Content;
 use crate::gate::Grant;
+use crate::ids::OrgId;
 use crate::limits::Limits;
 use crate::turn::{Failure, Usage};
 
@@ -103,6 +104,8 @@ impl std::fmt::Debug for InputJson {
 
 /// One turn, as far as the sandbox is concerned.
 pub struct Job {
+    /// Whose it is: guests' processor time is shared by org.
+    pub org: OrgId,
     /// What the guest is given.
     pub input: Input,
     /// The gate's word: only a `Grant::Shared` lets `snapshot_write` stage anything.

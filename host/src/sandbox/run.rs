@@ -17,6 +17,7 @@ use super::guest::{Guest, Shared};
 use super::module::Worker;
 use super::operations::{OperationError, Registry};
 use super::outcome::{self, Circumstances};
+use super::run_queue::Seat;
 use super::speech::{Spoken, Stdout};
 use super::{Control, Finished, Job, Reply, Stop};
 use crate::content::{Content, Part};
@@ -28,12 +29,14 @@ const HOSTCALL_FUEL_BYTES: usize = 8 * 1024 * 1024;
 thread_local! {
     /// When the poll that runs on this thread began. A guest's epoch callback runs inside the poll of its own future, on its thread.
     static POLL_BEGAN: Cell<Option<Instant>> = const { Cell::new(None) };
+    /// The poll ends because the guest's tick is over; it could go on.
+    static TICK_OVER: Cell<bool> = const { Cell::new(false) };
 }
 
 /// How the drive ended: the guest by itself, or stopped.
 type Ended = Result<wasmtime::Result<()>, Stop>;
 
-pub(super) async fn run(worker: &Worker, registry: Arc<Registry>, job: Job) -> Finished {
+pub(super) async fn run(worker: &Worker, registry: Arc<Registry>, mut seat: Seat, job: Job) -> Finished {
     let control = job.control.clone();
     let stdout = if worker.speaks() { Stdout::Log } else { Stdout::Reply };
     let guest = Guest::new(job, Some(worker.memory), stdout, registry);
@@ -44,7 +47,8 @@ pub(super) async fn run(worker: &Worker, registry: Arc<Registry>, job: Job) -> F
     // Before instantiation: a module's start function runs there, and the default of 0 would trap at once.
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(epoch_callback(control.clone()));
-    let ended = drive(call(&mut store, worker), &shared, &control).await;
+    let ended = drive(call(&mut store, worker), &shared, &control, &mut seat).await;
+    drop(seat);
     finish(store.into_data(), ended)
 }
 
@@ -70,27 +74,53 @@ fn epoch_callback(
             } else if let Err(why) = control.check(now) {
                 control.stop(why);
             } else {
-                super::breathe();
-                // A plain yield would bypass the runtime's own fairness.
-                return Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())));
+                TICK_OVER.set(true);
+                return Ok(UpdateDeadline::YieldCustom(1, Box::pin(OnceMore { pending: true })));
             }
         }
         Ok(UpdateDeadline::Interrupt)
     }
 }
 
-async fn drive(call: impl Future<Output = wasmtime::Result<()>>, shared: &Shared, control: &Control) -> Ended {
+/// Pending once. It wakes nobody: the run queue does, when the guest is to go on.
+struct OnceMore {
+    pending: bool,
+}
+
+impl Future for OnceMore {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<()> {
+        if std::mem::take(&mut self.pending) { Poll::Pending } else { Poll::Ready(()) }
+    }
+}
+
+async fn drive(
+    call: impl Future<Output = wasmtime::Result<()>>,
+    shared: &Shared,
+    control: &Control,
+    seat: &mut Seat,
+) -> Ended {
     let mut call = pin!(call);
     let mut stopped = pin!(control.until_stopped());
     let mut clock = None;
     poll_fn(|cx| {
         // Before the guest, which looks at what has come; and after it, for what it has just begun.
         shared.drive_operations(cx);
-        if let Poll::Ready(result) = timed(control, || call.as_mut().poll(cx)) {
-            return Poll::Ready(Ok(result));
-        }
-        if shared.drive_operations(cx) {
-            cx.waker().wake_by_ref();
+        if control.stopped().is_none() && seat.poll_take(cx).is_ready() {
+            let (polled, used) = timed(control, || call.as_mut().poll(cx));
+            if polled.is_pending() && TICK_OVER.take() {
+                super::breathe();
+                seat.offer(used, cx);
+            } else {
+                seat.leave(used);
+            }
+            if let Poll::Ready(result) = polled {
+                return Poll::Ready(Ok(result));
+            }
+            if shared.drive_operations(cx) {
+                cx.waker().wake_by_ref();
+            }
         }
         if let Poll::Ready(why) = stopped.as_mut().poll(cx) {
             return Poll::Ready(Err(why));
@@ -107,13 +137,14 @@ async fn drive(call: impl Future<Output = wasmtime::Result<()>>, shared: &Shared
 }
 
 /// Counts a poll of the guest as its CPU time.
-fn timed<T>(control: &Control, poll: impl FnOnce() -> T) -> T {
+fn timed<T>(control: &Control, poll: impl FnOnce() -> T) -> (T, Duration) {
     let began = Instant::now();
     POLL_BEGAN.set(Some(began));
     let result = poll();
     POLL_BEGAN.set(None);
-    control.add_cpu(began.elapsed());
-    result
+    let used = began.elapsed();
+    control.add_cpu(used);
+    (result, used)
 }
 
 /// Ready when wall time or the idle clock has run out. The timer stands at the earliest such moment: progress only makes it later.

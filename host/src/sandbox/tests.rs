@@ -125,6 +125,7 @@ impl Turn {
             Arc::new(Control::new(ms(self.turn_timeout_ms), ms(self.idle_timeout_ms), ms(self.cpu_timeout_ms)));
         let heard = Arc::new(self.heard);
         let job = Job {
+            org: "acme".parse().expect("an org"),
             input: Input {
                 json: InputJson(Arc::new(|| Bytes::from_static(br#"{"turn":"t"}"#))),
                 text: Bytes::from_static(self.text.as_bytes()),

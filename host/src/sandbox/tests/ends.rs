@@ -305,6 +305,7 @@ fn a_full_pool_is_our_failure_and_retryable() {
     let tasks: Vec<_> = (0..40)
         .map(|_| {
             let job = Job {
+                org: "acme".parse().expect("an org"),
                 input: Input {
                     json: InputJson(Arc::new(Bytes::new)),
                     text: Bytes::new(),
@@ -362,6 +363,7 @@ fn a_sandbox_shuts_down_with_guests_in_it() {
     let wasm = Bytes::from(wat::parse_str(SLEEPER).unwrap());
     let heard: Arc<Heard> = Arc::default();
     let job = Job {
+        org: "acme".parse().expect("an org"),
         input: Input {
             json: InputJson(Arc::new(Bytes::new)),
             text: Bytes::new(),
@@ -395,6 +397,7 @@ fn a_guest_that_is_dropped_gives_its_slot_back() {
     for _ in 0..200 {
         let heard: Arc<Heard> = Arc::default();
         let job = Job {
+            org: "acme".parse().expect("an org"),
             input: Input {
                 json: InputJson(Arc::new(Bytes::new)),
                 text: Bytes::new(),
