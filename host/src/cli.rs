@@ -47,6 +47,8 @@ mod keys;
 
 mod inspect;
 
+mod compile_module;
+
 pub use error::CliError;
 use output::Output;
 
@@ -102,6 +104,9 @@ enum Command {
     Keys(keys::Args),
     /// Say what a module imports, exports and needs, and whether this host would accept it
     Inspect(inspect::Args),
+    /// Compile a module for the host that started this process
+    #[command(hide = true)]
+    CompileModule(compile_module::Args),
 }
 
 impl Cli {
@@ -122,6 +127,7 @@ impl Cli {
             Command::Orgs(args) => orgs::run(args, output).await,
             Command::Keys(args) => keys::run(args, output).await,
             Command::Inspect(args) => inspect::run(args, output).await,
+            Command::CompileModule(args) => compile_module::run(args),
         }
     }
 }

@@ -32,6 +32,9 @@ pub struct Config {
     pub guest_threads: usize,
     /// Whether a request whose `Host` header names no loopback host is refused. `turnhouse dev` sets it.
     pub loopback_only: bool,
+    /// This program's file, for compiling modules in a process of its own. No setting: whoever is that program sets it.
+    #[serde(skip)]
+    pub compiler: Option<PathBuf>,
     /// Bounds.
     pub limits: Limits,
 }
@@ -47,6 +50,7 @@ impl Default for Config {
             keep_resident_bytes: 256 * 1024,
             guest_threads: 0,
             loopback_only: false,
+            compiler: None,
             limits: Limits::default(),
         }
     }

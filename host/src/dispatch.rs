@@ -18,6 +18,7 @@ use crate::ids::{AgentId, OrgId, ReplicaId, TurnId};
 use crate::journal::{Journal, JournalError, Observer};
 use crate::lease::Lease;
 use crate::limits::Limits;
+use crate::meters::Meters;
 use crate::registry::Registry;
 use crate::runner;
 use crate::sandbox::{Control, Sandbox, Stop};
@@ -51,6 +52,7 @@ pub struct Dispatch {
     /// Turns whose clocks run out soon.
     pub soon: Soon,
     running: DashMap<TurnId, Arc<Running>>,
+    meters: Meters,
     replica: RwLock<ReplicaId>,
     draining: CancellationToken,
     /// Claims are refused for a moment: the replica's lease is in doubt.
@@ -109,6 +111,7 @@ impl Dispatch {
             clock,
             soon: Soon::default(),
             running: DashMap::new(),
+            meters: Meters::default(),
             replica: RwLock::new(replica),
             draining: CancellationToken::new(),
             suspended: AtomicBool::new(false),
@@ -200,7 +203,9 @@ impl Dispatch {
         if let Some(live) = self.live.get(turn) {
             live.flush(&self.journal);
         }
-        let commit = Commit { org, turn, epoch, outcome, snapshot: None, tail: Default::default(), usage: None };
+        // What it used until now: its guest may be gone only later, and nobody waits for that.
+        let usage = self.tracked(turn).map(|running| running.control.usage());
+        let commit = Commit { org, turn, epoch, outcome, snapshot: None, tail: Default::default(), usage };
         matches!(runner::commit_until_written(self, commit).await, Some(crate::store::CommitResult::Won(_)))
     }
 
@@ -291,7 +296,7 @@ impl Observer for Arc<Dispatch> {
             // Its own runner has its outcome by now; anybody else's guest must go.
             self.stop(ended.turn, Stop::Ended);
         }
-        record(ended);
+        record(ended, &self.meters);
     }
 
     fn claimed(&self, claimed: Claimed, slot: Slot) {
@@ -316,7 +321,7 @@ impl Observer for Arc<Dispatch> {
 }
 
 /// The metrics of a turn's end.
-fn record(ended: &Ended) {
+fn record(ended: &Ended, meters: &Meters) {
     let (state, code) = match &ended.outcome {
         Outcome::Failed(failure) => ("failed", failure.code.as_str()),
         outcome => (outcome.state().as_str(), ""),
@@ -325,8 +330,7 @@ fn record(ended: &Ended) {
     metrics::histogram!("turnhouse_turn_duration_seconds")
         .record(ended.ended_at.since_ms(ended.accepted_at) as f64 / 1_000.0);
     if let Some(usage) = &ended.usage {
-        metrics::counter!("turnhouse_guest_cpu_microseconds_total").increment((usage.cpu_ms * 1_000.0) as u64);
-        metrics::counter!("turnhouse_host_calls_total").increment(usage.host_calls);
+        meters.add(&ended.org, &ended.agent, usage);
     }
 }
 

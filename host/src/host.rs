@@ -166,6 +166,7 @@ pub fn sandbox_config(config: &Config) -> SandboxConfig {
     };
     let mut sandbox = SandboxConfig {
         cache: Some(cache),
+        compiler: config.compiler.clone(),
         memory_keep_resident_bytes: config.keep_resident_bytes,
         ..SandboxConfig::new(config.limits.clone())
     };

@@ -60,4 +60,6 @@ pub mod kill_point;
 
 pub mod http;
 
+pub mod meters;
+
 pub mod telemetry;

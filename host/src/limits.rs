@@ -50,6 +50,10 @@ limits! {
     module_functions_max: usize = 50_000;
     /// Wall time of one compilation.
     compile_timeout_ms: u64 = 60_000;
+    /// Address space of the process that compiles a module.
+    compile_memory_bytes_max: usize = 2 << 30;
+    /// What a module may compile to.
+    compile_output_bytes_max: usize = 256 * MIB;
     /// Compilations at once.
     compiles_concurrent_max: usize = 2;
     /// Compiled modules on disk.
@@ -181,6 +185,7 @@ impl Limits {
             ("conversation_queue_max", self.conversation_queue_max),
             ("page_items_max", self.page_items_max),
             ("memory_bytes_max", self.memory_bytes_max / (64 * KIB)),
+            ("compile_memory_bytes_max", self.compile_memory_bytes_max / (256 * MIB)),
             ("compiles_concurrent_max", self.compiles_concurrent_max),
         ];
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! wasm ──inspect──► ──compile──► Worker ──run(Job)──► Store, instance, `_start` ──► Finished
-//!        inspect.rs   module.rs           run.rs      guest.rs, host_calls/, stdio.rs  outcome.rs
+//!        inspect.rs   compiler.rs         run.rs      guest.rs, host_calls/, stdio.rs  outcome.rs
 //!                     cache.rs, load.rs               operations/, limiter.rs
 //! ```
 //! Guests run on a runtime of their own, whose threads give way to the gateway's; nothing of theirs runs anywhere else.
@@ -21,6 +21,8 @@ mod ticker;
 mod inspect;
 
 mod module;
+
+pub mod compiler;
 
 mod cache;
 
@@ -47,6 +49,7 @@ mod outcome;
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -88,6 +91,8 @@ pub struct SandboxConfig {
     pub limits: Limits,
     /// Where compiled modules are kept; `None` keeps them in memory alone.
     pub cache: Option<CacheConfig>,
+    /// This program's file, where modules are to be compiled in a process of its own for each; `None` compiles them here.
+    pub compiler: Option<PathBuf>,
     /// Threads that run guests; 0 is one for each processor.
     pub threads: usize,
     /// How far these threads give way to the gateway's (Linux: 0 to 19).
@@ -106,6 +111,7 @@ impl SandboxConfig {
         SandboxConfig {
             limits,
             cache: None,
+            compiler: None,
             threads: 0,
             nice: 5,
             memory_keep_resident_bytes: 256 * 1024,
@@ -138,6 +144,7 @@ pub struct Sandbox {
     importable: Importable,
     registry: Arc<Registry>,
     cache: Option<Arc<ModuleCache>>,
+    compiler: Option<PathBuf>,
     loaded: moka::future::Cache<(OrgId, [u8; 32]), Arc<Worker>>,
     compiling: Arc<Semaphore>,
     ticker: Ticker,
@@ -174,6 +181,7 @@ impl Sandbox {
             importable,
             registry: Arc::new(registry),
             cache,
+            compiler: config.compiler.clone(),
             loaded: moka::future::Cache::new(config.workers_loaded_max),
             compiling: Arc::new(Semaphore::new(config.limits.compiles_concurrent_max)),
             ticker: Ticker::start(&engine).map_err(SandboxError::Threads)?,

@@ -82,8 +82,12 @@ macro_rules! metrics {
 metrics! {
     "turnhouse_turns_total", describe_counter, Count, "Turns that ended, by `state` and, when failed, `code`.";
     "turnhouse_turn_duration_seconds", describe_histogram, Seconds, "From a turn's acceptance to its end.";
-    "turnhouse_guest_cpu_microseconds_total", describe_counter, Microseconds, "CPU time of guests.";
-    "turnhouse_host_calls_total", describe_counter, Count, "Calls that guests made of the host's functions.";
+    "turnhouse_guest_cpu_microseconds_total", describe_counter, Microseconds, "CPU time of guests, by `org` and `agent`.";
+    "turnhouse_guest_instance_microseconds_total", describe_counter, Microseconds, "How long guests' instances existed, by `org` and `agent`.";
+    "turnhouse_guest_memory_peak_bytes", describe_gauge, Bytes, "The largest memory of the guest that ended last, by `org` and `agent`.";
+    "turnhouse_guest_bytes_in_total", describe_counter, Bytes, "What guests read, by `org` and `agent`.";
+    "turnhouse_guest_bytes_out_total", describe_counter, Bytes, "What guests wrote, by `org` and `agent`.";
+    "turnhouse_host_calls_total", describe_counter, Count, "Calls that guests made of the host's functions, by `org` and `agent`.";
     "turnhouse_live_turns", describe_gauge, Count, "Turns that owe an answer, by `state`: waiting, ready, running.";
     "turnhouse_guests_waiting", describe_gauge, Count, "Guests that could run and wait for a thread: more than a few for long, and the processors are too few.";
     "turnhouse_slots_in_use", describe_gauge, Count, "Places for guests that are taken, of limits.host_running_max.";
@@ -93,6 +97,8 @@ metrics! {
     "turnhouse_http_requests_total", describe_counter, Count, "Requests, by `method`, `route` and `status`.";
     "turnhouse_http_request_duration_seconds", describe_histogram, Seconds, "From a request's head to its response's, by `method` and `route`.";
     "turnhouse_streams_open", describe_gauge, Count, "Event streams that are open.";
+    "turnhouse_compiles_total", describe_counter, Count, "Compilations of modules, by `result`: compiled, or the refusal's code.";
+    "turnhouse_compile_duration_seconds", describe_histogram, Seconds, "From a module's inspection to its native code or its refusal.";
     "turnhouse_module_cache_total", describe_counter, Count, "Look-ups of compiled modules on disk, by `result`: hit, miss, rejected.";
 }
 

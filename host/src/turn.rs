@@ -247,6 +247,15 @@ pub struct Usage {
     pub memory_peak_bytes: u64,
     /// Calls of `turnhouse_v1` functions.
     pub host_calls: u64,
+    /// What the guest read: message, input, state, frames of operations.
+    #[serde(default)]
+    pub bytes_in: u64,
+    /// What it wrote: standard output and error, events, log, reply, state, requests.
+    #[serde(default)]
+    pub bytes_out: u64,
+    /// How long its instance existed, milliseconds.
+    #[serde(default)]
+    pub instance_ms: f64,
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! what was running is claimed anew at the next start.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -36,6 +37,14 @@ pub fn install_logs(format: Option<LogFormat>) -> Result {
     })
 }
 
+/// What to start for another process of this very program. Its name may have come to mean another version since.
+fn this_program() -> Result<PathBuf> {
+    if cfg!(target_os = "linux") {
+        return Ok(PathBuf::from("/proc/self/exe"));
+    }
+    Ok(std::env::current_exe().context("cannot tell where this program is")?)
+}
+
 /// A host with its listeners.
 pub struct Hosting {
     host: Host,
@@ -47,7 +56,8 @@ pub struct Hosting {
 
 impl Hosting {
     /// Takes the ports, opens the database, starts the host. Nothing is answered before [`Hosting::serve`].
-    pub async fn start(config: Config) -> Result<Hosting> {
+    pub async fn start(mut config: Config) -> Result<Hosting> {
+        config.compiler = Some(this_program()?);
         let gateway = listen(config.listen, "--listen").await?;
         let metrics = listen(config.metrics_listen, "TURNHOUSE_METRICS_LISTEN").await?;
         let recorder = telemetry::install_metrics().context("cannot install the metrics")?;

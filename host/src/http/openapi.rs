@@ -74,7 +74,7 @@ Exactly one of the last three ends every turn, and the stream.";
 
 const EVENTS_EXAMPLE: &str = "event: turn.accepted\ndata: {\"turn_id\":\"01990000-0000-7000-8000-000000000000\"}\nid: 0.0\n\n\
 event: output.delta\ndata: {\"text\":\"hello\"}\nid: 1.1\n\n\
-event: turn.completed\ndata: {\"reply\":{\"text\":\"hello\"},\"usage\":{\"cpu_ms\":0.4,\"wall_ms\":1.9,\"memory_peak_bytes\":1179648,\"host_calls\":3},\"replaces_deltas\":false}\nid: end\n\n";
+event: turn.completed\ndata: {\"reply\":{\"text\":\"hello\"},\"usage\":{\"cpu_ms\":0.4,\"wall_ms\":1.9,\"memory_peak_bytes\":1179648,\"host_calls\":3,\"bytes_in\":5,\"bytes_out\":6,\"instance_ms\":0.9},\"replaces_deltas\":false}\nid: end\n\n";
 
 /// The whole document.
 pub fn document() -> OpenApi {

@@ -381,7 +381,15 @@ mod tests {
             replaces_deltas: false,
             failure: None,
             cancelled_by: None,
-            usage: Some(Usage { cpu_ms: 0.4, wall_ms: 1.9, memory_peak_bytes: 1_179_648, host_calls: 3 }),
+            usage: Some(Usage {
+                cpu_ms: 0.4,
+                wall_ms: 1.9,
+                memory_peak_bytes: 1_179_648,
+                host_calls: 3,
+                bytes_in: 5,
+                bytes_out: 6,
+                instance_ms: 0.9,
+            }),
             accepted_at: Timestamp(0),
             started_at: Some(Timestamp(1)),
             ended_at: Some(Timestamp(2)),
@@ -392,7 +400,8 @@ mod tests {
             json!({
                 "id": id, "agent_id": "support", "conversation_id": "c-42", "run_id": id, "state": "completed", "attempt": 1,
                 "worker": "notes", "version": 3, "reply": {"text": "hello"}, "failure": null,
-                "usage": {"cpu_ms": 0.4, "wall_ms": 1.9, "memory_peak_bytes": 1_179_648, "host_calls": 3},
+                "usage": {"cpu_ms": 0.4, "wall_ms": 1.9, "memory_peak_bytes": 1_179_648, "host_calls": 3,
+                    "bytes_in": 5, "bytes_out": 6, "instance_ms": 0.9},
                 "accepted_at": "1970-01-01T00:00:00.000Z", "started_at": "1970-01-01T00:00:00.001Z", "ended_at": "1970-01-01T00:00:00.002Z",
                 "links": {"self": base, "events": format!("{base}/events"), "cancel": format!("{base}/cancel")},
             })

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use crate::turn::Usage;
+
 /// Why a guest must stop. The first one stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -38,6 +40,12 @@ pub struct Control {
     operations: AtomicU32,
     /// CPU time of finished polls of the guest.
     cpu_us: AtomicU64,
+    /// When its instance began to exist; 0: not yet.
+    instance_us: AtomicU64,
+    memory_peak_bytes: AtomicU64,
+    host_calls: AtomicU64,
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
 }
 
 impl Control {
@@ -54,6 +62,11 @@ impl Control {
             progress_us: AtomicU64::new(0),
             operations: AtomicU32::new(0),
             cpu_us: AtomicU64::new(0),
+            instance_us: AtomicU64::new(0),
+            memory_peak_bytes: AtomicU64::new(0),
+            host_calls: AtomicU64::new(0),
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
         }
     }
 
@@ -142,6 +155,50 @@ impl Control {
         self.cpu_us.fetch_add(micros(time), Ordering::Relaxed);
     }
 
+    /// Its instance is about to be made.
+    pub(super) fn instance_begins(&self) {
+        self.instance_us.store(micros(self.started.elapsed()).max(1), Ordering::Relaxed);
+    }
+
+    /// Its linear memory has become so large.
+    pub(super) fn grew_to(&self, bytes: usize) {
+        self.memory_peak_bytes.fetch_max(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// One more host call; how many there have been.
+    pub(super) fn count_host_call(&self) -> u64 {
+        add(&self.host_calls, 1)
+    }
+
+    /// The guest has been given so many bytes.
+    pub(super) fn count_in(&self, bytes: usize) {
+        add(&self.bytes_in, bytes as u64);
+    }
+
+    /// The guest has handed out so many bytes.
+    pub(super) fn count_out(&self, bytes: usize) {
+        add(&self.bytes_out, bytes as u64);
+    }
+
+    /// What the turn has used by now.
+    pub fn usage(&self) -> Usage {
+        let ms = |us: u64| us as f64 / 1_000.0;
+        let now = micros(self.started.elapsed());
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Usage {
+            cpu_ms: ms(read(&self.cpu_us)),
+            wall_ms: ms(now),
+            memory_peak_bytes: read(&self.memory_peak_bytes),
+            host_calls: read(&self.host_calls),
+            bytes_in: read(&self.bytes_in),
+            bytes_out: read(&self.bytes_out),
+            instance_ms: match read(&self.instance_us) {
+                0 => 0.0,
+                began => ms(now.saturating_sub(began)),
+            },
+        }
+    }
+
     /// CPU time of the guest's finished polls.
     pub fn cpu(&self) -> Duration {
         Duration::from_micros(self.cpu_us.load(Ordering::Relaxed))
@@ -165,6 +222,13 @@ impl Control {
         let idle_at = idle_since + self.idle_timeout();
         if now >= idle_at { Err(Stop::IdleTimeout) } else { Ok(idle_at.min(self.deadline())) }
     }
+}
+
+/// Only the guest's own thread adds, so that no locked instruction is needed; others read.
+fn add(counter: &AtomicU64, more: u64) -> u64 {
+    let sum = counter.load(Ordering::Relaxed) + more;
+    counter.store(sum, Ordering::Relaxed);
+    sum
 }
 
 /// An operation in flight.
@@ -200,6 +264,23 @@ mod tests {
         assert!(control.stop(Stop::IdleTimeout));
         assert!(!control.stop(Stop::Ended));
         assert_eq!(control.stopped(), Some(Stop::IdleTimeout));
+    }
+
+    #[test]
+    fn what_a_turn_has_used_can_be_read_while_it_runs() {
+        let control = control();
+        assert_eq!((control.usage().instance_ms, control.usage().host_calls), (0.0, 0));
+        control.instance_begins();
+        control.grew_to(65_536);
+        control.grew_to(1_000);
+        control.count_in(3);
+        control.count_out(4);
+        control.count_out(5);
+        assert_eq!((control.count_host_call(), control.count_host_call()), (1, 2));
+        control.add_cpu(Duration::from_micros(1_500));
+        let used = control.usage();
+        assert_eq!((used.memory_peak_bytes, used.host_calls, used.bytes_in, used.bytes_out), (65_536, 2, 3, 9));
+        assert!((used.cpu_ms - 1.5).abs() < 1e-9 && used.instance_ms <= used.wall_ms);
     }
 
     #[test]

@@ -3,12 +3,14 @@
 //! It owns no instance. [`build`] is called once per process; where the address space has no room for the pool, the engine allocates on
 //! demand instead, which is slower and bounded by the host's permits alone.
 
+use serde::{Deserialize, Serialize};
 use wasmtime::{
     Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Strategy,
     WasmBacktraceDetails,
 };
 
 use super::SandboxConfig;
+use crate::limits::Limits;
 
 /// Tables of one module. Toolchains emit one; the pool reserves room for each.
 pub(super) const TABLES_MAX: u32 = 4;
@@ -26,7 +28,8 @@ const DECOMMIT_BATCH: usize = 16;
 const SLOTS_SPARE: u32 = 16;
 
 /// Where instances come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Allocator {
     /// Reserved at the start, reset between guests.
     Pooling,
@@ -37,7 +40,9 @@ pub enum Allocator {
 /// Makes the engine, falling back to the on-demand allocator where the pool's address space cannot be had.
 pub(super) fn build(sandbox: &SandboxConfig) -> wasmtime::Result<(Engine, Allocator)> {
     let slots = u32::try_from(sandbox.limits.host_running_max).unwrap_or(u32::MAX - SLOTS_SPARE) + SLOTS_SPARE;
-    let mut pooled = common(sandbox)?;
+    let mut pooled = common(&sandbox.limits)?;
+    // Native stacks pass from one tenant's guest to another's.
+    pooled.async_stack_zeroing(sandbox.stack_zeroing);
     pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(sandbox, slots)));
     match Engine::new(&pooled) {
         Ok(engine) => {
@@ -51,21 +56,33 @@ pub(super) fn build(sandbox: &SandboxConfig) -> wasmtime::Result<(Engine, Alloca
                 "no address space for the pool of instances, so that each is now mapped on demand, which is several times slower; \
                  lift `ulimit -v` or lower limits.host_running_max or limits.memory_bytes_max"
             );
-            let mut on_demand = common(sandbox)?;
-            // What made the pool impossible would forbid a reservation of 4 GiB per guest as well.
-            on_demand
-                .allocation_strategy(InstanceAllocationStrategy::OnDemand)
-                .memory_reservation(0)
-                .memory_reservation_for_growth(1 << 20)
-                .memory_guard_size(64 * 1024)
-                .memory_may_move(true);
-            Ok((Engine::new(&on_demand)?, Allocator::OnDemand))
+            Ok((Engine::new(&on_demand(common(&sandbox.limits)?))?, Allocator::OnDemand))
         }
     }
 }
 
-fn common(sandbox: &SandboxConfig) -> wasmtime::Result<Config> {
-    let limits = &sandbox.limits;
+/// An engine that runs nothing, whose code runs in a host's with these limits and this allocator.
+pub(super) fn for_compiling(limits: &Limits, allocator: Allocator) -> wasmtime::Result<Engine> {
+    let config = common(limits)?;
+    match allocator {
+        // A pool has no part in how code looks, and takes more address space than a compiler is given.
+        Allocator::Pooling => Engine::new(&config),
+        Allocator::OnDemand => Engine::new(&on_demand(config)),
+    }
+}
+
+fn on_demand(mut config: Config) -> Config {
+    // What made the pool impossible would forbid a reservation of 4 GiB per guest as well.
+    config
+        .allocation_strategy(InstanceAllocationStrategy::OnDemand)
+        .memory_reservation(0)
+        .memory_reservation_for_growth(1 << 20)
+        .memory_guard_size(64 * 1024)
+        .memory_may_move(true);
+    config
+}
+
+fn common(limits: &Limits) -> wasmtime::Result<Config> {
     let mut config = Config::new();
     // Winch is not meant for untrusted guests.
     config.strategy(Strategy::Cranelift).cranelift_opt_level(OptLevel::Speed);
@@ -74,8 +91,6 @@ fn common(sandbox: &SandboxConfig) -> wasmtime::Result<Config> {
     config.epoch_interruption(true);
     config.memory_init_cow(true);
     config.max_wasm_stack(limits.wasm_stack_bytes_max).async_stack_size(limits.async_stack_bytes);
-    // Native stacks pass from one tenant's guest to another's.
-    config.async_stack_zeroing(sandbox.stack_zeroing);
     // Names of functions are enough; a guest's debug information is hostile input that nothing needs parsed.
     config.wasm_backtrace_details(WasmBacktraceDetails::Disable).generate_address_map(false);
     config.gc_support(false);

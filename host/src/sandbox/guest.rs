@@ -55,7 +55,6 @@ pub(super) struct Guest {
     pub(super) grant: Grant,
     pub(super) limits: Arc<GuestLimits>,
     pub(super) limiter: Limiter,
-    pub(super) host_calls: u64,
     pub(super) snapshot: Option<Bytes>,
     pub(super) reply: Option<Content>,
 }
@@ -89,7 +88,7 @@ impl Guest {
         builder
             .args(&input.arguments)
             .envs(&input.environment)
-            .stdin(Stdin(Mutex::new(input.text.clone())))
+            .stdin(Stdin { text: Mutex::new(input.text.clone()), control: shared.control.clone() })
             .stdout(Writer { shared: shared.clone(), to: stdout })
             .stderr(Writer { shared: shared.clone(), to: Stdout::Log })
             .max_random_size(limits.random_bytes_max)
@@ -99,7 +98,6 @@ impl Guest {
         wasi.ctx().table.set_max_capacity(limits.fds_max + WASI_TABLE_SPARE);
         Guest {
             wasi,
-            shared,
             memory,
             registry,
             input: GuestInput {
@@ -111,9 +109,9 @@ impl Guest {
                 dry_run: input.dry_run,
             },
             grant,
-            limiter: Limiter::new(limits.memory_bytes_max, limits.table_elements_max),
+            limiter: Limiter::new(shared.control.clone(), limits.memory_bytes_max, limits.table_elements_max),
             limits,
-            host_calls: 0,
+            shared,
             snapshot: None,
             reply: None,
         }
@@ -142,8 +140,7 @@ impl Guest {
 
     /// Counts one call of a `turnhouse_v1` function.
     pub(super) fn count_call(&mut self) -> Result<(), End> {
-        self.host_calls += 1;
-        if self.host_calls > self.limits.host_calls_max {
+        if self.shared.control.count_host_call() > self.limits.host_calls_max {
             return Err(End::HostCallLimit { host_calls_max: self.limits.host_calls_max });
         }
         Ok(())

@@ -150,9 +150,10 @@ fn text(memory: &[u8], range: Range<usize>) -> Result<&str, Errno> {
     std::str::from_utf8(&memory[range]).map_err(|_| Errno::Ilseq)
 }
 
-/// Copies what fits into the guest's buffer and answers how much there is.
-fn copy_out(memory: &mut [u8], into: Range<usize>, bytes: &[u8]) -> i32 {
+/// Copies what fits into the guest's buffer, counts it, and answers how much there is.
+fn hand_in(guest: &Guest, memory: &mut [u8], into: Range<usize>, bytes: &[u8]) -> i32 {
     let copied = into.len().min(bytes.len());
+    guest.shared.control.count_in(copied);
     memory[into.start..into.start + copied].copy_from_slice(&bytes[..copied]);
     length(bytes.len())
 }

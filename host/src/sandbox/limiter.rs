@@ -1,21 +1,24 @@
 //! What a guest may have of memory and tables, and what it asked for.
 
+use std::sync::Arc;
+
 use wasmtime::ResourceLimiter;
 
+use super::Control;
 use super::engine::TABLES_MAX;
 
 /// One guest's. It remembers a refusal: a trap or an exit after one is `worker_out_of_memory`.
 #[derive(Debug)]
 pub(super) struct Limiter {
+    control: Arc<Control>,
     memory_bytes_max: usize,
     table_elements_max: usize,
-    pub(super) memory_peak_bytes: usize,
     pub(super) refused: bool,
 }
 
 impl Limiter {
-    pub(super) fn new(memory_bytes_max: usize, table_elements_max: usize) -> Limiter {
-        Limiter { memory_bytes_max, table_elements_max, memory_peak_bytes: 0, refused: false }
+    pub(super) fn new(control: Arc<Control>, memory_bytes_max: usize, table_elements_max: usize) -> Limiter {
+        Limiter { control, memory_bytes_max, table_elements_max, refused: false }
     }
 }
 
@@ -23,7 +26,7 @@ impl ResourceLimiter for Limiter {
     fn memory_growing(&mut self, _current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         let allowed = desired <= self.memory_bytes_max && maximum.is_none_or(|maximum| desired <= maximum);
         if allowed {
-            self.memory_peak_bytes = self.memory_peak_bytes.max(desired);
+            self.control.grew_to(desired);
         } else {
             self.refused = true;
         }

@@ -1,9 +1,9 @@
-//! From a module's bytes to a [`Worker`]: inspected, compiled on a thread that may be kept busy, kept in memory and on disk.
+//! From a module's bytes to a [`Worker`]: inspected, compiled where it can do no harm, kept in memory and on disk.
 //!
 //! An upload and a turn take the same way in, [`Sandbox::load`]: what was compiled for the one is there for the other.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -11,8 +11,9 @@ use wasmtime::{Engine, Module};
 
 use super::Sandbox;
 use super::cache::{CacheName, Found, ModuleCache};
+use super::compiler;
 use super::inspect::{self, Inspection, ModuleRefusal};
-use super::module::{self, Worker};
+use super::module::Worker;
 use crate::ids::OrgId;
 
 /// Why a worker could not be loaded.
@@ -35,37 +36,53 @@ impl Sandbox {
         inspect::inspect(wasm, &self.importable, &self.limits)
     }
 
-    /// Inspects, validates and compiles, on a thread of its own, bounded in number and time.
+    /// Inspects, validates and compiles, bounded in number, time and memory.
     pub async fn compile(&self, wasm: Bytes) -> Result<Worker, ModuleRefusal> {
-        let module = self.compile_module(wasm).await?;
-        Worker::link(&self.linker, &module)
+        let compiled = self.compiled(wasm).await?;
+        Worker::link(&self.linker, &self.deserialized(&compiled)?)
     }
 
-    async fn compile_module(&self, wasm: Bytes) -> Result<Module, ModuleRefusal> {
+    /// A module's native code, as bytes: in a process of its own where the host has named its compiler, else on a thread that may be kept busy.
+    async fn compiled(&self, wasm: Bytes) -> Result<Vec<u8>, ModuleRefusal> {
         self.inspect(&wasm)?;
+        let begun = Instant::now();
         let timeout_ms = self.limits.compile_timeout_ms;
-        let engine = self.engine.clone();
-        let compiling = self.compiling.clone();
-        let compiled = tokio::time::timeout(Duration::from_millis(timeout_ms), async move {
-            let permit = compiling.acquire_owned().await.expect("the semaphore is never closed");
-            self.handle
-                .spawn_blocking(move || {
-                    // Held until the compiler is done, even when nobody waits for it any more: it cannot be interrupted.
-                    let _permit = permit;
-                    module::compile(&engine, &wasm)
-                })
-                .await
-        });
-        match compiled.await {
-            Err(_) => Err(ModuleRefusal::CompileTimeout { timeout_ms }),
-            Ok(Ok(result)) => result,
-            Ok(Err(error)) => {
-                tracing::error!(error = error.to_string(), "the compiler failed on a module");
-                Err(ModuleRefusal::TooComplex(
-                    "the compiler failed on the module; build it with another toolchain version".to_owned(),
-                ))
+        let compiling = async {
+            let permit = self.compiling.clone().acquire_owned().await.expect("the semaphore is never closed");
+            match &self.compiler {
+                Some(program) => compiler::compile_apart(program, &self.limits, self.allocator, wasm).await,
+                None => {
+                    let engine = self.engine.clone();
+                    let compiled = self.handle.spawn_blocking(move || {
+                        // Held until the compiler is done, even when nobody waits for it any more: here it cannot be interrupted.
+                        let _permit = permit;
+                        compiler::compile_here(&engine, &wasm)
+                    });
+                    compiled.await.unwrap_or_else(|error| {
+                        tracing::error!(error = error.to_string(), "the compiler failed on a module");
+                        Err(ModuleRefusal::TooComplex(
+                            "the compiler failed on the module; build it with another toolchain version".to_owned(),
+                        ))
+                    })
+                }
             }
-        }
+        };
+        let compiled = tokio::time::timeout(Duration::from_millis(timeout_ms), compiling)
+            .await
+            .unwrap_or(Err(ModuleRefusal::CompileTimeout { timeout_ms }));
+        let result = compiled.as_ref().err().map_or("compiled", ModuleRefusal::code);
+        metrics::counter!("turnhouse_compiles_total", "result" => result).increment(1);
+        metrics::histogram!("turnhouse_compile_duration_seconds").record(begun.elapsed().as_secs_f64());
+        compiled
+    }
+
+    /// Native code that this host's compiler has just made, as a module.
+    fn deserialized(&self, compiled: &[u8]) -> Result<Module, ModuleRefusal> {
+        // What compiles and is still refused is over a limit of the pool's slots.
+        deserialize(&self.engine, compiled).map_err(|error| {
+            let reason: String = format!("{error:#}").chars().take(300).collect();
+            ModuleRefusal::TooComplex(format!("the module is more than this host runs: {reason}; link less into it"))
+        })
     }
 
     /// The worker of an org's module: from memory, from the cache on disk, or compiled from `wasm`, which is asked only then. Any number of
@@ -86,9 +103,10 @@ impl Sandbox {
             if <[u8; 32]>::from(Sha256::digest(&wasm)) != digest {
                 return Err(LoadError::Digest);
             }
-            let module = self.compile_module(wasm).await?;
+            let compiled = self.compiled(wasm).await?;
+            let module = self.deserialized(&compiled)?;
             if let Some((cache, name)) = cached {
-                self.keep_cached(cache, name, module.clone()).await;
+                self.keep_cached(cache, name, compiled).await;
             }
             Ok(Arc::new(Worker::link(&self.linker, &module)?))
         };
@@ -123,14 +141,11 @@ impl Sandbox {
         found.ok()
     }
 
-    async fn keep_cached(&self, cache: Arc<ModuleCache>, name: CacheName, module: Module) {
-        let written = self.handle.spawn_blocking(move || -> anyhow::Result<()> {
-            cache.write(&name, &module.serialize()?)?;
-            Ok(())
-        });
+    async fn keep_cached(&self, cache: Arc<ModuleCache>, name: CacheName, compiled: Vec<u8>) {
+        let written = self.handle.spawn_blocking(move || cache.write(&name, &compiled));
         if let Ok(Err(error)) = written.await {
             tracing::warn!(
-                error = format!("{error:#}"),
+                error = error.to_string(),
                 "a compiled module could not be kept; it will be compiled again at the next start"
             );
         }
@@ -140,10 +155,11 @@ impl Sandbox {
 /// The one place where bytes become native code.
 #[allow(
     unsafe_code,
-    reason = "the bytes carry a MAC of this host's key over their name and content: this host's compiler wrote them"
+    reason = "the bytes are of this host's own compiler: from its process just now, or under a MAC of this host's key over their name and content"
 )]
 fn deserialize(engine: &Engine, authentic: &[u8]) -> wasmtime::Result<Module> {
-    // SAFETY: `ModuleCache::read` has verified that `Module::serialize` of a process with this host's key made exactly these bytes, for an
-    // engine of the same compatibility hash; they are read into memory before they are verified and cannot change after.
+    // SAFETY: these bytes were made by `Engine::precompile_module`. Either `compiled` has them from its compiler, which is this very program, over a
+    // pipe that nobody else has; or `ModuleCache::read` has verified that a process with this host's key made exactly them, for an engine of the same
+    // compatibility hash. They are in memory before they are verified and cannot change after.
     unsafe { Module::deserialize(engine, authentic) }
 }

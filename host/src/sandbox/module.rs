@@ -1,10 +1,10 @@
 //! A worker's module, compiled and linked: what a turn is instantiated from.
 
-use wasmtime::{Engine, InstancePre, Linker, Module, ModuleExport};
+use wasmtime::{InstancePre, Linker, Module, ModuleExport};
 
 use super::guest::Guest;
 use super::host_calls::{MODULE, SPEAKING};
-use super::inspect::{ModuleRefusal, features};
+use super::inspect::ModuleRefusal;
 
 /// A compiled module with its imports resolved. Cheap to instantiate, any number of times at once.
 pub struct Worker {
@@ -43,19 +43,4 @@ impl Worker {
     pub fn speaks(&self) -> bool {
         self.speaks
     }
-}
-
-/// Validates and compiles. Takes long: only ever on a thread that may be kept busy.
-pub(super) fn compile(engine: &Engine, wasm: &[u8]) -> Result<Module, ModuleRefusal> {
-    wasmparser::Validator::new_with_features(features()).validate_all(wasm).map_err(|error| {
-        let reason: String = error.to_string().chars().take(300).collect();
-        ModuleRefusal::Invalid(format!(
-            "the module is not valid: {reason}; build it for wasm32-wasip1 without newer proposals"
-        ))
-    })?;
-    // What is valid and still refused is over a limit of the engine: of the pool's slots, or of the compiler.
-    Module::new(engine, wasm).map_err(|error| {
-        let reason: String = format!("{error:#}").chars().take(300).collect();
-        ModuleRefusal::TooComplex(format!("the module is more than this host compiles: {reason}; link less into it"))
-    })
 }

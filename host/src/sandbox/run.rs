@@ -21,7 +21,7 @@ use super::run_queue::Seat;
 use super::speech::{Spoken, Stdout};
 use super::{Control, Finished, Job, Reply, Stop};
 use crate::content::{Content, Part};
-use crate::turn::{Failure, Usage};
+use crate::turn::Failure;
 
 /// What one host call may copy out of a guest's lists.
 const HOSTCALL_FUEL_BYTES: usize = 8 * 1024 * 1024;
@@ -41,6 +41,7 @@ pub(super) async fn run(worker: &Worker, registry: Arc<Registry>, mut seat: Seat
     let stdout = if worker.speaks() { Stdout::Log } else { Stdout::Reply };
     let guest = Guest::new(job, Some(worker.memory), stdout, registry);
     let shared = guest.shared.clone();
+    control.instance_begins();
     let mut store = Store::new(worker.pre.module().engine(), guest);
     store.limiter(|guest| &mut guest.limiter);
     store.set_hostcall_fuel(HOSTCALL_FUEL_BYTES);
@@ -199,19 +200,7 @@ fn finish(guest: Guest, ended: Ended) -> Finished {
         Some(failure) => Err(failure),
         None => reply(guest.reply, said, provider.as_ref()),
     };
-    let ms = |time: Duration| time.as_micros() as f64 / 1000.0;
-    Finished {
-        reply,
-        snapshot: guest.snapshot,
-        usage: Usage {
-            cpu_ms: ms(control.cpu()),
-            wall_ms: ms(control.started().elapsed()),
-            memory_peak_bytes: guest.limiter.memory_peak_bytes as u64,
-            host_calls: guest.host_calls,
-        },
-        log,
-        log_bytes_dropped,
-    }
+    Finished { reply, snapshot: guest.snapshot, usage: control.usage(), log, log_bytes_dropped }
 }
 
 /// What the guest answered; an empty success is a failure.

@@ -9,6 +9,7 @@ use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
 use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
 
+use super::Control;
 use super::guest::Shared;
 use super::speech::Stdout;
 
@@ -16,9 +17,15 @@ use super::speech::Stdout;
 const WRITE_BYTES_MAX: usize = 64 * 1024;
 
 /// The message's text, once.
-pub(super) struct Stdin(pub(super) Mutex<Bytes>);
+pub(super) struct Stdin {
+    pub(super) text: Mutex<Bytes>,
+    pub(super) control: Arc<Control>,
+}
 
-struct StdinReader(Bytes);
+struct StdinReader {
+    rest: Bytes,
+    control: Arc<Control>,
+}
 
 impl IsTerminal for Stdin {
     fn is_terminal(&self) -> bool {
@@ -29,7 +36,7 @@ impl IsTerminal for Stdin {
 impl StdinStream for Stdin {
     /// Preview 1 asks for it once, when the guest first uses a descriptor; a second reader would find the end.
     fn p2_stream(&self) -> Box<dyn InputStream> {
-        Box::new(StdinReader(std::mem::take(&mut *self.0.lock())))
+        Box::new(StdinReader { rest: std::mem::take(&mut *self.text.lock()), control: self.control.clone() })
     }
 
     fn async_stream(&self) -> Box<dyn AsyncRead + Send + Sync> {
@@ -45,10 +52,12 @@ impl Pollable for StdinReader {
 
 impl InputStream for StdinReader {
     fn read(&mut self, size: usize) -> StreamResult<Bytes> {
-        if self.0.is_empty() {
+        if self.rest.is_empty() {
             return Err(StreamError::Closed);
         }
-        Ok(self.0.split_to(size.min(self.0.len())))
+        let read = self.rest.split_to(size.min(self.rest.len()));
+        self.control.count_in(read.len());
+        Ok(read)
     }
 }
 
@@ -85,6 +94,7 @@ impl Pollable for Writer {
 
 impl OutputStream for Writer {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        self.shared.control.count_out(bytes.len());
         let mut speech = self.shared.speech.lock();
         match self.to {
             Stdout::Reply => speech.stdout(&bytes).map_err(|end| StreamError::Trap(end.into())),

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde::de::IgnoredAny;
 use wasmtime::{Caller, Linker};
 
-use super::{Answer, Errno, MODULE, answer, copy_out, enter, range, text};
+use super::{Answer, Errno, MODULE, answer, enter, hand_in, range, text};
 use crate::content::{Content, ContentLimits, Part};
 use crate::gate::Grant;
 use crate::sandbox::guest::Guest;
@@ -44,20 +44,21 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
 fn input_read(caller: &mut Caller<'_, Guest>, ptr: u32, cap: u32) -> Answer {
     let (memory, guest) = enter(caller)?;
     let into = range(memory, ptr, cap)?;
-    Ok(copy_out(memory, into, &guest.input.json()))
+    let json = guest.input.json();
+    Ok(hand_in(guest, memory, into, &json))
 }
 
 fn message_read(caller: &mut Caller<'_, Guest>, ptr: u32, cap: u32) -> Answer {
     let (memory, guest) = enter(caller)?;
     let into = range(memory, ptr, cap)?;
-    Ok(copy_out(memory, into, &guest.input.text))
+    Ok(hand_in(guest, memory, into, &guest.input.text))
 }
 
 fn snapshot_read(caller: &mut Caller<'_, Guest>, ptr: u32, cap: u32) -> Answer {
     let (memory, guest) = enter(caller)?;
     let into = range(memory, ptr, cap)?;
     let snapshot = guest.input.snapshot.as_ref().ok_or(Errno::Noent)?;
-    Ok(copy_out(memory, into, snapshot))
+    Ok(hand_in(guest, memory, into, snapshot))
 }
 
 #[derive(Serialize)]
@@ -77,6 +78,7 @@ fn snapshot_write(caller: &mut Caller<'_, Guest>, ptr: u32, len: u32) -> Answer 
         guest.shared.speech.lock().tell("snapshot.rejected", &rejected);
         return Err(Errno::TooBig.into());
     }
+    guest.shared.control.count_out(from.len());
     guest.snapshot = Some(Bytes::copy_from_slice(&memory[from]));
     Ok(0)
 }
@@ -103,6 +105,7 @@ fn reply(caller: &mut Caller<'_, Guest>, ptr: u32, len: u32) -> Answer {
     if over {
         return Err(Errno::TooBig.into());
     }
+    guest.shared.control.count_out(json.len());
     guest.reply = Some(content);
     Ok(0)
 }
@@ -128,6 +131,7 @@ fn log(caller: &mut Caller<'_, Guest>, level: u32, ptr: u32, len: u32) -> Answer
     let from = range(memory, ptr, len)?;
     let level = LEVELS.get(level as usize).ok_or(Errno::Inval)?;
     let line = text(memory, from)?;
+    guest.shared.control.count_out(line.len());
     let mut speech = guest.shared.speech.lock();
     speech.log(level.as_bytes());
     speech.log(b": ");

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::de::IgnoredAny;
 use wasmtime::{Caller, Linker};
 
-use super::{Answer, Errno, MODULE, answer, copy_out, enter, length, range, view};
+use super::{Answer, Errno, MODULE, answer, enter, hand_in, length, range, view};
 use crate::sandbox::control::Stop;
 use crate::sandbox::guest::{Guest, Shared};
 use crate::sandbox::operations::{self, Class, Frames, Full, Next};
@@ -65,6 +65,7 @@ async fn call(caller: &mut Caller<'_, Guest>, op: (u32, u32), request: (u32, u32
         serde_json::from_slice::<IgnoredAny>(request).map_err(|_| Errno::Inval)?;
         return Err(Errno::TooBig.into());
     }
+    guest.shared.control.count_out(request.len());
     let prepared = operation.prepare(request).map_err(|operations::InvalidRequest| Errno::Inval)?;
     let shared = guest.shared.clone();
     let handle = {
@@ -109,14 +110,14 @@ async fn recv(caller: &mut Caller<'_, Guest>, handle: i32, into: (u32, u32), tim
     let shared = guest.shared.clone();
     within(timeout_ms, first_ready(&shared, &[handle])).await?;
     // The memory may have moved or grown while we waited.
-    let (memory, _) = view(caller)?;
+    let (memory, guest) = view(caller)?;
     let into = range(memory, into.0, into.1)?;
     let mut operations = shared.operations.lock();
     match operations.next(handle) {
         Some(Next::Frame(frame)) if frame.len() > into.len() => Ok(length(frame.len())),
         Some(Next::Frame(frame)) => {
             operations.consume(handle);
-            Ok(copy_out(memory, into, &frame))
+            Ok(hand_in(guest, memory, into, &frame))
         }
         Some(Next::End) => Ok(0),
         Some(Next::Failed) => Err(Errno::Io.into()),
@@ -156,7 +157,7 @@ fn error_read(caller: &mut Caller<'_, Guest>, handle: i32, ptr: u32, cap: u32) -
     }
     let error = operations.error(handle).ok_or(Errno::Noent)?;
     let json = serde_json::to_vec(error).expect("plain data serialises");
-    Ok(copy_out(memory, into, &json))
+    Ok(hand_in(guest, memory, into, &json))
 }
 
 fn close(caller: &mut Caller<'_, Guest>, handle: i32) -> Answer {

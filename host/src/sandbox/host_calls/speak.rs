@@ -67,6 +67,7 @@ fn emit(caller: &mut Caller<'_, Guest>, kind: (u32, u32), data: (u32, u32)) -> A
     if data.len() > guest.limits.emit_bytes_max {
         return Err(Errno::TooBig.into());
     }
+    guest.shared.control.count_out(data.len());
     let mut speech = guest.shared.speech.lock();
     let delta = matches!(kind, Kind::Delta);
     if delta && data.is_empty() {

@@ -333,7 +333,15 @@ pub(in crate::store) async fn a_submission_twice_is_one_turn(world: &World) {
 pub(in crate::store) async fn usage_and_failure_are_kept(world: &World) {
     let claimed = world.submit_and_start(world.message("c")).await;
     let failure = Failure::new(FailureCode::WorkerExit, "exited").with("exit_code", 3);
-    let usage = Usage { cpu_ms: 0.5, wall_ms: 1.25, memory_peak_bytes: 1 << 20, host_calls: 7 };
+    let usage = Usage {
+        cpu_ms: 0.5,
+        wall_ms: 1.25,
+        memory_peak_bytes: 1 << 20,
+        host_calls: 7,
+        bytes_in: 3,
+        bytes_out: 5,
+        instance_ms: 0.75,
+    };
     let mut commit = world.commit(&claimed, Outcome::Failed(failure.clone()));
     commit.usage = Some(usage);
     world.advance_ms(5);

@@ -27,7 +27,7 @@ SELECT m.agent_id, m.conversation_id, m.run_id, m.mode, m.seq, m.state, m.epoch,
  WHERE m.org_id = ?1 AND m.turn_id = ?2";
     COMMIT_TURN = "-- commit_turn
 UPDATE turns SET outcome = ?3, ended_at = ?4, end_epoch = ?5, attempts = ?6, reply = ?7, replaces_deltas = ?8, failure = ?9, cancelled_by = ?10,
-       cpu_ms = ?11, wall_ms = ?12, memory_peak_bytes = ?13, host_calls = ?14, tail_seq = ?15, tail = ?16
+       cpu_ms = ?11, wall_ms = ?12, memory_peak_bytes = ?13, host_calls = ?14, tail_seq = ?15, tail = ?16, bytes_in = ?17, bytes_out = ?18, instance_ms = ?19
  WHERE org_id = ?1 AND turn_id = ?2 AND outcome IS NULL";
     COMMIT_TAIL = "-- commit_tail
 INSERT INTO turn_events (org_id, turn_id, epoch, first_seq, body) VALUES (?1, ?2, ?3, ?4, ?5)
@@ -180,10 +180,13 @@ impl Tx<'_> {
             cancelled_by,
             ending.usage.map(|usage| usage.cpu_ms),
             ending.usage.map(|usage| usage.wall_ms),
-            ending.usage.map(|usage| i64::try_from(usage.memory_peak_bytes).unwrap_or(i64::MAX)),
-            ending.usage.map(|usage| i64::try_from(usage.host_calls).unwrap_or(i64::MAX)),
+            ending.usage.map(|usage| count(usage.memory_peak_bytes)),
+            ending.usage.map(|usage| count(usage.host_calls)),
             tail.as_ref().map(|(first_seq, _)| first_seq),
             tail.as_ref().map(|(_, body)| body),
+            ending.usage.map(|usage| count(usage.bytes_in)),
+            ending.usage.map(|usage| count(usage.bytes_out)),
+            ending.usage.map(|usage| usage.instance_ms),
         ])?;
         crate::kill_point::pass("mid_commit");
         let deleted =
@@ -286,6 +289,10 @@ impl Tx<'_> {
         }
         Ok(true)
     }
+}
+
+fn count(of: u64) -> i64 {
+    i64::try_from(of).unwrap_or(i64::MAX)
 }
 
 fn json<T: serde::Serialize>(value: &T) -> Tried<Vec<u8>> {

@@ -22,7 +22,8 @@ macro_rules! turn_columns {
         "SELECT t.org_id, t.turn_id, t.agent_id, t.conversation_id, t.run_id, t.private, t.seq, coalesce(t.outcome, m.state),
        coalesce(t.attempts, m.attempt), coalesce(t.end_epoch, m.epoch), t.first_epoch, t.worker, t.version, t.message, t.dry_run,
        t.reply, t.replaces_deltas, t.failure, t.cancelled_by, t.cpu_ms, t.wall_ms, t.memory_peak_bytes, t.host_calls,
-       t.accepted_at, t.started_at, t.ended_at, t.user_id, t.tail_seq, t.tail
+       t.accepted_at, t.started_at, t.ended_at, t.user_id, t.tail_seq, t.tail,
+       t.bytes_in, t.bytes_out, t.instance_ms
   FROM turns t LEFT JOIN turn_markers m ON m.org_id = t.org_id AND m.turn_id = t.turn_id"
     };
 }
@@ -249,6 +250,9 @@ fn turn_record(row: &SqliteRow) -> Result<TurnRecord> {
             wall_ms: row.try_get(20)?,
             memory_peak_bytes: row.try_get::<i64, _>(21)?.unsigned_abs(),
             host_calls: row.try_get::<i64, _>(22)?.unsigned_abs(),
+            bytes_in: row.try_get::<Option<i64>, _>(29)?.unwrap_or_default().unsigned_abs(),
+            bytes_out: row.try_get::<Option<i64>, _>(30)?.unwrap_or_default().unsigned_abs(),
+            instance_ms: row.try_get::<Option<f64>, _>(31)?.unwrap_or_default(),
         }),
     };
     let failure = row.try_get::<Option<&str>, _>(17)?;
