@@ -95,7 +95,13 @@ async fn push(
                     raw(&serde_json::json!({"text": "hello there, this is a reply"})),
                 )],
             },
-            usage: Some(Usage { cpu_ms: 0.1, wall_ms: 0.5, memory_peak_bytes: 1 << 20, host_calls: 2 }),
+            usage: Some(Usage {
+                cpu_ms: 0.1,
+                wall_ms: 0.5,
+                memory_peak_bytes: 1 << 20,
+                host_calls: 2,
+                ..Usage::default()
+            }),
         }))
     };
     deploy(&store, &org, &agent, &clock).await?;

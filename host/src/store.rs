@@ -274,7 +274,7 @@ pub struct StagedSnapshot {
 #[derive(Debug)]
 pub enum CommitResult {
     /// This call ended the turn. Its terminal event is `ended`'s.
-    Won(Ended),
+    Won(Box<Ended>),
     /// Somebody else has ended it, or owns it now: nothing was written.
     Lost,
     /// The conversation's head is not the snapshot's parent any more (it was reset): nothing was written. Commit again without.

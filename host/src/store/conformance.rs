@@ -288,7 +288,7 @@ impl World {
         let mut commit = self.commit(claimed, replied("done"));
         commit.snapshot = snapshot.map(|body| self.stage(claimed, body));
         match self.end(commit).await {
-            CommitResult::Won(ended) => ended,
+            CommitResult::Won(ended) => *ended,
             other => panic!("not completed: {other:?}"),
         }
     }

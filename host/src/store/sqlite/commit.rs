@@ -103,7 +103,7 @@ impl Tx<'_> {
         {
             return Ok(CommitResult::SnapshotConflict);
         }
-        Ok(CommitResult::Won(self.finish(&ending, elected)?))
+        Ok(CommitResult::Won(Box::new(self.finish(&ending, elected)?)))
     }
 
     /// Ends a turn that is still live; `None` when it is not, or has another epoch.
