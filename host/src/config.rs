@@ -26,6 +26,8 @@ pub struct Config {
     pub database_url: Option<String>,
     /// Under which clients reach this host; for links in messages.
     pub public_url: Option<String>,
+    /// Memory for the whole host, bytes. When set, `limits.host_running_max` and `keep_resident_bytes` follow from it.
+    pub memory_budget_bytes: Option<u64>,
     /// Linear memory that a pool slot keeps between turns, bytes. More is faster and costs `host_running_max` times as much.
     pub keep_resident_bytes: usize,
     /// Threads for guests; 0 takes the number of cores.
@@ -47,6 +49,7 @@ impl Default for Config {
             data_dir: PathBuf::from("turnhouse-data"),
             database_url: None,
             public_url: None,
+            memory_budget_bytes: None,
             keep_resident_bytes: 256 * 1024,
             guest_threads: 0,
             loopback_only: false,

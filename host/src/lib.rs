@@ -8,6 +8,8 @@ pub mod ids;
 
 pub mod limits;
 
+pub mod sizing;
+
 pub mod content;
 
 pub mod caller;

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use turnhouse::config::Config;
 use turnhouse::host::Host;
 use turnhouse::http;
+use turnhouse::sizing::{self, Machine};
 use turnhouse::store::StoreError;
 use turnhouse::telemetry::{self, LogFormat};
 
@@ -35,6 +36,17 @@ pub fn install_logs(format: Option<LogFormat>) -> Result {
         CliError::usage(format!("{} is no filter: {error}", telemetry::LOG_VARIABLE))
             .help("write a level, or targets with levels: info,turnhouse=debug")
     })
+}
+
+/// What the kernel allows this process.
+fn this_machine() -> Machine {
+    use rustix::process::{Resource, getrlimit};
+    let maps = std::fs::read_to_string("/proc/sys/vm/max_map_count");
+    Machine {
+        memory_maps_max: maps.ok().and_then(|text| text.trim().parse().ok()),
+        address_space_max: getrlimit(Resource::As).current,
+        files_max: getrlimit(Resource::Nofile).current,
+    }
 }
 
 /// What to start for another process of this very program. Its name may have come to mean another version since.
@@ -57,6 +69,11 @@ pub struct Hosting {
 impl Hosting {
     /// Takes the ports, opens the database, starts the host. Nothing is answered before [`Hosting::serve`].
     pub async fn start(mut config: Config) -> Result<Hosting> {
+        let machine = this_machine();
+        config = config.sized(&machine);
+        for misfit in sizing::misfits(&config.limits, &machine) {
+            tracing::warn!("{misfit}");
+        }
         config.compiler = Some(this_program()?);
         let gateway = listen(config.listen, "--listen").await?;
         let metrics = listen(config.metrics_listen, "TURNHOUSE_METRICS_LISTEN").await?;

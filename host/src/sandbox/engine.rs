@@ -45,10 +45,7 @@ pub(super) fn build(sandbox: &SandboxConfig) -> wasmtime::Result<(Engine, Alloca
     pooled.async_stack_zeroing(sandbox.stack_zeroing);
     pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(sandbox, slots)));
     match Engine::new(&pooled) {
-        Ok(engine) => {
-            warn_of_few_maps(slots);
-            Ok((engine, Allocator::Pooling))
-        }
+        Ok(engine) => Ok((engine, Allocator::Pooling)),
         Err(error) => {
             tracing::warn!(
                 slots,
@@ -133,19 +130,4 @@ fn pool(sandbox: &SandboxConfig, slots: u32) -> PoolingAllocationConfig {
         // Wrong on this line of wasmtime where a process has many mappings; mended upstream in 50.
         .pagemap_scan(Enabled::No);
     pool
-}
-
-/// A live guest takes about six mappings; the kernel's bound on them is met long before memory is.
-fn warn_of_few_maps(slots: u32) {
-    const MAPS_PER_GUEST: u64 = 6;
-    let Ok(text) = std::fs::read_to_string("/proc/sys/vm/max_map_count") else { return };
-    let Ok(maps) = text.trim().parse::<u64>() else { return };
-    let needed = u64::from(slots) * MAPS_PER_GUEST;
-    if needed > maps {
-        tracing::warn!(
-            needed,
-            maps,
-            "limits.host_running_max guests need more memory maps than vm.max_map_count allows; raise it with `sysctl -w vm.max_map_count=…`"
-        );
-    }
 }
