@@ -1,4 +1,4 @@
-//! The project's tasks, as `cargo xtask`: `demo`, `test`, `bench`. Each does its own set-up.
+//! The project's tasks, as `cargo xtask`: `demo`, `test`, `examples`, `bench`. Each does its own set-up.
 //!
 //! This crate drives the real program over its real HTTP API, as a client would. It holds no part of the host.
 
@@ -16,6 +16,8 @@ mod demo;
 
 mod bench;
 
+mod examples;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -26,6 +28,8 @@ Examples:
   cargo xtask demo --exit             the same, and end
   cargo xtask test                    every test
   cargo xtask test gate idempotency   the tests with one of these words in their names
+  cargo xtask examples                the example worker of each language, built and spoken with
+  cargo xtask examples go c           some of them
   cargo xtask bench --quick           every figure once, roughly
   cargo xtask bench --only echo       the rows with this word in their names";
 
@@ -43,6 +47,8 @@ enum Task {
     Demo(demo::Options),
     /// Run every test
     Test(test::Options),
+    /// Build the example worker of each language and hold a conversation with it
+    Examples(examples::Options),
     /// Measure the parts, the whole, and how near it comes to them
     Bench(bench::Options),
 }
@@ -52,6 +58,7 @@ async fn main() -> ExitCode {
     let (name, done) = match Arguments::parse().task {
         Task::Demo(options) => ("demo", demo::run(options).await.map(|()| ExitCode::SUCCESS)),
         Task::Test(options) => ("test", test::run(&options).map(|()| ExitCode::SUCCESS)),
+        Task::Examples(options) => ("examples", examples::run(&options).map(|()| ExitCode::SUCCESS)),
         Task::Bench(options) => ("bench", bench::run(options).await),
     };
     match done {

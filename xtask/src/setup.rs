@@ -8,7 +8,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-const WASM_TARGET: &str = "wasm32-wasip1";
+/// What workers are compiled for.
+pub const WASM_TARGET: &str = "wasm32-wasip1";
 
 /// The workspace's root.
 pub fn root() -> &'static Path {
@@ -130,9 +131,14 @@ fn cargo_build(profile: Profile, arguments: &[&str]) -> Result<Vec<Value>> {
     lines.map(|line| serde_json::from_slice(line).context("cargo's messages are no JSON")).collect()
 }
 
+/// Where cargo builds, and where whatever a task leaves belongs.
+pub fn target_dir() -> PathBuf {
+    root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
+
 /// A fresh directory under `target`, removed when dropped: on the same disk as the build, where a temporary directory may be memory only.
 pub fn scratch_dir(purpose: &str) -> Result<tempfile::TempDir> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let target = target_dir();
     std::fs::create_dir_all(&target)?;
     tempfile::Builder::new()
         .prefix(&format!("{purpose}-"))

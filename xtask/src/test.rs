@@ -1,10 +1,10 @@
-//! `cargo xtask test`: every test of the workspace, after all set-up.
+//! `cargo xtask test`: every test of the workspace, after all set-up; then the examples, which are workspaces of their own.
 
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::setup;
+use crate::{examples, setup};
 
 /// What the command line asks for.
 #[derive(Debug, clap::Args)]
@@ -35,6 +35,13 @@ pub fn run(options: &Options) -> Result<()> {
         }
         if !cargo(&arguments)? {
             failed.push("cargo test --workspace");
+        }
+    }
+    if all {
+        eprintln!("$ cargo xtask examples");
+        if let Err(error) = examples::run(&examples::Options::default()) {
+            eprintln!("{error:#}");
+            failed.push("cargo xtask examples");
         }
     }
     println!("\nOne suite alone: cargo test -p turnhouse --lib gate::   One test: cargo xtask test NAME");
