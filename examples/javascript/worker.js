@@ -10,14 +10,14 @@ reply(answer);
 
 function recall() {
   if (state === null) return { count: 0, name: "" };
-  const lines = /^(\d+)\n(.*)\n/.exec(state);
+  const lines = /^(\d+)\n([^\n]*)\n/.exec(state);
   // What is thrown ends the turn, and the state stays as it was.
   if (!lines) throw new Error("the state is not two lines, count and name");
   return { count: Number(lines[1]), name: lines[2] };
 }
 
 function answerTo(message) {
-  const told = /^my name is (.*)/.exec(message); // a name is one line of the state
+  const told = /^my name is ([^\n]*)/.exec(message); // a name is one line of the state
   if (told) {
     memory.name = told[1];
     return `Hello ${memory.name}, this is message ${memory.count}.`;

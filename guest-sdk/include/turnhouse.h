@@ -3,7 +3,7 @@
  *
  * A worker is a WASI preview 1 command: a module for wasm32 that exports `memory` and `_start` (and no `_initialize`). With clang:
  *
- *     clang --target=wasm32-wasip1 -O2 -Wl,-z,stack-size=131072 worker.c -o worker.wasm
+ *     clang --target=wasm32-wasi -O2 -Wl,-z,stack-size=131072 worker.c -o worker.wasm
  *
  * None of this is needed for a plain worker, which reads its message from stdin and writes its reply to stdout.
  *

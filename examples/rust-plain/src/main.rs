@@ -25,7 +25,7 @@ fn turn() -> Result<(), String> {
     count += 1;
     let answer = if let Some(told) = message.strip_prefix("my name is ") {
         // A name is one line of the state.
-        name = told.lines().next().unwrap_or_default().to_owned();
+        name = told.split('\n').next().unwrap_or_default().to_owned();
         format!("Hello {name}, this is message {count}.")
     } else if message != "what is my name?" {
         format!("You said: {message}; this is message {count}.")
@@ -39,7 +39,7 @@ fn turn() -> Result<(), String> {
 }
 
 fn parse(state: &str) -> Option<(u64, String)> {
-    let mut lines = state.lines();
+    let mut lines = state.split('\n');
     Some((lines.next()?.parse().ok()?, lines.next()?.to_owned()))
 }
 

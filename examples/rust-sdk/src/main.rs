@@ -31,7 +31,7 @@ struct Memory {
 
 impl Memory {
     fn parse(state: &str) -> Result<Memory, Box<dyn std::error::Error>> {
-        let mut lines = state.lines();
+        let mut lines = state.split('\n');
         let (Some(count), Some(name)) = (lines.next(), lines.next()) else {
             return Err("the state is not two lines, count and name".into());
         };
@@ -43,7 +43,7 @@ impl Memory {
         let (count, name) = (self.count, &mut self.name);
         if let Some(told) = message.strip_prefix("my name is ") {
             // A name is one line of the state.
-            *name = told.lines().next().unwrap_or_default().to_owned();
+            *name = told.split('\n').next().unwrap_or_default().to_owned();
             format!("Hello {name}, this is message {count}.")
         } else if message != "what is my name?" {
             format!("You said: {message}; this is message {count}.")

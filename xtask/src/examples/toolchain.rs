@@ -128,6 +128,8 @@ fn wheel(wheel: &Wheel) -> Result<Found<PathBuf>> {
         .arg("--target")
         .arg(unfinished.path())
         .arg(format!("{}=={}", wheel.name, wheel.version));
+    // Root is warned of nothing: the packages go into a directory of their own.
+    pip.env("PIP_ROOT_USER_ACTION", "ignore");
     // Its messages are shown: no network, no wheel for this machine.
     let status = pip.stdin(Stdio::null()).stdout(Stdio::null()).status().context("cannot run python3")?;
     if !status.success() {
