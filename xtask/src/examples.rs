@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 
-use crate::setup::{self, Profile};
+use crate::setup;
 use build::Found;
 use conversation::Host;
 
@@ -42,7 +42,7 @@ const EXAMPLES: [Example; 5] = [
 pub fn run(options: &Options) -> Result<()> {
     let chosen = chosen(&options.only)?;
     setup::ensure_wasm_target()?;
-    let host = Host::new(setup::build_bin(Profile::Dev, "turnhouse")?)?;
+    let host = Host::new(setup::build_bin_as_tested("turnhouse")?)?;
 
     let (mut passed, mut failed, mut skipped) = (Vec::new(), 0, 0);
     for example in &chosen {

@@ -112,6 +112,12 @@ pub fn build_bin(profile: Profile, name: &str) -> Result<PathBuf> {
     executable(&cargo_build(profile, &["--package", name])?, "bin", name)
 }
 
+/// Builds a program of the workspace as its tests have it. Cargo chooses the features of dependencies for all packages that it is asked for at once:
+/// for this one alone it would compile some of them again, minutes of a test run.
+pub fn build_bin_as_tested(name: &str) -> Result<PathBuf> {
+    executable(&cargo_build(Profile::Dev, &["--workspace", "--bin", name])?, "bin", name)
+}
+
 fn executable(messages: &[Value], kind: &str, name: &str) -> Result<PathBuf> {
     let made = messages.iter().find(|m| m["target"]["name"] == name && m["target"]["kind"][0] == kind);
     let path = made.and_then(|m| m["executable"].as_str());
