@@ -7,6 +7,7 @@
 mod deadline;
 mod history;
 mod machine;
+mod modules;
 mod parts;
 mod report;
 mod throughput;
@@ -39,7 +40,7 @@ pub struct Options {
     /// Write the figures to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Only rows with this in their names: parts, echo, snapshot, deadline, waiting, history
+    /// Only rows with this in their names: parts, echo, snapshot, pool, deadline, waiting, modules, history
     #[arg(long, value_name = "ROW")]
     only: Option<String>,
 }
@@ -78,8 +79,10 @@ pub async fn run(options: Options) -> Result<ExitCode> {
     rustix::fs::sync();
     parts::run(&mut bench).await?;
     throughput::run(&mut bench).await?;
+    throughput::pool(&mut bench).await?;
     deadline::run(&mut bench).await?;
     waiting::run(&mut bench).await?;
+    modules::run(&mut bench).await?;
     history::run(&mut bench).await?;
 
     let machine = machine::describe();

@@ -22,7 +22,9 @@ use crate::api::message;
 use crate::load::{Answer, Histogram, Load, Requests, request};
 use crate::setup::Profile;
 
+/// A warm turn inside the host: no HTTP, no store.
 const INSTANCE: &str = "parts: a fresh instance of echo";
+const RAW: &str = "parts: wasmtime alone, a fresh instance of echo";
 const HTTP_JSON: &str = "parts: HTTP, JSON, 64 clients";
 const HTTP_STREAM: &str = "parts: HTTP, a turn's stream, 64 clients";
 const STORE: &str = "parts: the store's batches of 64";
@@ -41,23 +43,27 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
     let http: Vec<_> = http.collect();
     let stores = [(STORE, "0"), (STORE_SNAPSHOT, "8192")].into_iter().filter(|(row, _)| bench.wants(row));
     let stores: Vec<_> = stores.collect();
-    if http.is_empty() && stores.is_empty() && !bench.wants(INSTANCE) && !bench.wants(SYNC) {
+    if http.is_empty() && stores.is_empty() && !bench.wants(INSTANCE) && !bench.wants(RAW) && !bench.wants(SYNC) {
         return Ok(());
     }
     let example = |wanted: bool, name: &str| {
         wanted.then(|| setup::build_example(Profile::Release, "turnhouse", name)).transpose()
     };
-    let instance = example(bench.wants(INSTANCE), "raw_instances")?;
+    let instances = [(INSTANCE, "raw_instances"), (RAW, "raw_wasmtime")]
+        .into_iter()
+        .map(|(row, name)| anyhow::Ok((row, example(bench.wants(row), name)?)))
+        .collect::<Result<Vec<_>>>()?;
     let store = example(!stores.is_empty(), "raw_store")?;
     let server = if http.is_empty() { None } else { Some(RawHttp::start().await?) };
     for run in 0..bench.runs {
         say(&format!("parts, run {} of {}", run + 1, bench.runs));
-        if let Some(program) = &instance {
+        for (row, program) in &instances {
+            let Some(program) = program else { continue };
             let wasm = bench.built.guest("echo")?;
             let seconds = (bench.run.as_secs_f64().ceil() as u64).to_string();
             let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get).to_string();
             let arguments = [wasm.as_os_str(), seconds.as_ref(), KEEP_RESIDENT_KIB.as_ref(), cores.as_ref()];
-            bench.report.add(INSTANCE, "rate", "turns/s", measure(bench, program, &arguments).await?);
+            bench.report.add(row, "rate", "turns/s", measure(bench, program, &arguments).await?);
         }
         if let Some(server) = &server {
             for (row, path) in &http {
@@ -156,6 +162,10 @@ pub fn ratios(report: &Report) -> Vec<(String, f64)> {
         if let Some(rate) = rate {
             ratios.push((format!("echo, 64 clients ÷ {row}"), whole / rate));
         }
+    }
+    if let (Some(sandbox), Some(alone)) = (report.median(INSTANCE, "rate"), report.median(RAW, "rate")) {
+        ratios
+            .push(("a warm turn inside the host ÷ wasmtime alone, in time (goal: ≤ 1.5)".to_owned(), alone / sandbox));
     }
     if let [(_, Some(a)), (_, Some(b)), (_, Some(c))] = parts {
         let sum = 1.0 / a + 1.0 / b + 1.0 / c;

@@ -1,0 +1,109 @@
+//! Many deployed modules on one host: what they cost in memory, and how soon the first turn of one comes from the cache on disk after a restart.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use tokio::process::Command;
+use tokio::task::JoinSet;
+
+use super::report::Goal;
+use super::{Bench, Running, say};
+use crate::api::Api;
+use crate::load::Histogram;
+
+const MIB: f64 = 1024.0 * 1024.0;
+/// Deploys at once: a compiler each.
+const AT_ONCE: usize = 2;
+/// First turns that are timed.
+const FIRST_TURNS: usize = 100;
+
+pub async fn run(bench: &mut Bench) -> Result<()> {
+    let (count, row) = if bench.quick { (50, "modules, 50 deployed") } else { (1_000, "modules, 1000 deployed") };
+    if !bench.wants(row) {
+        return Ok(());
+    }
+    say(row);
+    let mut running = bench.host(&["echo"], &[("org_agents_max", 2_000), ("org_workers_max", 2_000)]).await?;
+    let wasm = std::fs::read(bench.built.guest("echo")?)?;
+    let scratch = tempfile::tempdir()?;
+    let before = running.host.resident_bytes()?;
+    let begun = Instant::now();
+    let deployed = deploy_all(&bench.built.program, &running, &wasm, scratch.path(), count).await;
+    running.blame(deployed)?;
+    bench.report.add(row, "deploys", "modules/s", count as f64 / begun.elapsed().as_secs_f64());
+    let after = running.host.resident_bytes()?;
+    bench.report.add(row, "memory, each", "KiB", after.saturating_sub(before) as f64 / 1024.0 / count as f64);
+    bench.report.add(row, "memory, all", "MiB", after as f64 / MIB);
+
+    running.host.stop().await?;
+    running.host = running.start.run().await?;
+    running.api = Api::of(&running.host);
+    // A module that was there at the start, so that the path itself is warm.
+    first_turn(&running.api, "echo").await?;
+    let mut first = Histogram::new();
+    for at in (0..count).step_by((count / FIRST_TURNS).max(1)) {
+        let begun = Instant::now();
+        first_turn(&running.api, &name(at)).await?;
+        first.record(begun.elapsed());
+    }
+    bench.report.add(row, "first turn after a restart, p50", "ms", first.quantile_ms(0.5));
+    bench.report.add(row, "first turn after a restart, p99", "ms", first.quantile_ms(0.99));
+    bench.report.goal(row, "first turn after a restart, p50", Goal::AtMost(5.0));
+    running.host.stop().await
+}
+
+fn name(at: usize) -> String {
+    format!("m-{at}")
+}
+
+/// The same program so many times, each with a section of its own, so that each is another module.
+async fn deploy_all(program: &Path, running: &Running, wasm: &[u8], scratch: &Path, count: usize) -> Result<()> {
+    let mut deploys = JoinSet::new();
+    for at in 0..count {
+        if deploys.len() == AT_ONCE {
+            deploys.join_next().await.context("nothing runs")???;
+        }
+        let name = name(at);
+        let file = scratch.join(format!("{name}.wasm"));
+        std::fs::write(&file, with_section(wasm, &name))?;
+        let mut deploy = Command::new(program);
+        deploy.arg("deploy").arg(&file).args(["--worker", &name, "--agent", &name]);
+        deploy.args(["--url", &running.host.url, "--api-key", &running.api.key]);
+        deploy.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
+        deploys.spawn(async move {
+            let status = deploy.status().await?;
+            ensure!(status.success(), "a deploy ended with {status}");
+            anyhow::Ok(())
+        });
+    }
+    while let Some(done) = deploys.join_next().await {
+        done??;
+    }
+    Ok(())
+}
+
+/// A custom section at the end: it changes the module's digest and nothing else.
+fn with_section(wasm: &[u8], name: &str) -> Vec<u8> {
+    let length = u8::try_from(name.len()).expect("a short name");
+    assert!(length < 0x7f, "its length is one byte of LEB128");
+    [wasm, &[0, length + 1, length], name.as_bytes()].concat()
+}
+
+async fn first_turn(api: &Api, agent: &str) -> Result<()> {
+    let turn = api.submit(agent, "first", "hi", &["Prefer: wait=30"]).await?.expect(200)?;
+    ensure!(turn["state"] == "completed", "expected the turn to complete, saw {turn}");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_section_is_added_whole() {
+        let module = b"\0asm\x01\0\0\0";
+        assert_eq!(with_section(module, "m-1"), b"\0asm\x01\0\0\0\0\x04\x03m-1");
+    }
+}
