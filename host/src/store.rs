@@ -207,6 +207,8 @@ pub struct Claimed {
     pub seq: Option<i64>,
     /// Where its conversation's chain stands: what it starts from.
     pub head: Option<Head>,
+    /// Its conversation's generation, in file mode and with a place in one: whose directory it works in.
+    pub generation: Option<Uuid>,
 }
 
 /// The end of a conversation's chain of snapshots.
@@ -625,6 +627,8 @@ pub trait Store: Send + Sync + 'static {
         agent: &AgentId,
         conversation: &ConversationId,
     ) -> Result<Option<Owned<ConversationRecord>>>;
+    /// A conversation's generation, also when it is deleted; `None` when it never was. Renewed when it is deleted or reset; none ever comes back.
+    async fn generation(&self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) -> Result<Option<Uuid>>;
     /// Conversations of an agent by id, of one user or of all.
     async fn conversations(
         &self,

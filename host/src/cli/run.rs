@@ -218,6 +218,7 @@ impl Turn {
             started_at: now,
             seq: Some(1),
             head: Some(Head { parent: turn.0, snapshot }),
+            generation: None,
         };
         let agent = Arc::new(Agent { id: agent, settings, revision: 1, created_at: now, updated_at: now });
         Ok(Turn { claimed, agent, grant })

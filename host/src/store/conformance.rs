@@ -46,6 +46,7 @@ macro_rules! rules {
                 s2_without_a_permit_no_snapshot_is_written, s3_snapshots_form_one_chain, s3_two_first_snapshots_collide,
                 s4_a_failed_turn_leaves_the_snapshot, s7_a_snapshot_belongs_to_the_run_that_wrote_it,
                 s8_a_deleted_conversation_starts_from_nothing, s8_deleting_ends_live_turns, a_reset_starts_a_new_chain, a_run_id_writes_once,
+                s8_a_file_turn_has_its_conversations_generation,
             ]
             tenants: [
                 o1_the_same_names_in_two_orgs_never_meet, o2_anothers_conversation_is_not_found, an_admin_sees_every_conversation,

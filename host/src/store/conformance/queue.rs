@@ -317,6 +317,8 @@ pub(in crate::store) async fn s1_the_gates_column_agrees_with_the_gate(world: &W
         assert_eq!(claimed.envelope, message.envelope);
         assert_eq!(claimed.refused.map(|(why, _)| why), decided.as_ref().err().copied(), "{:?}", claimed.envelope);
         assert_eq!(claimed.head.is_some(), matches!(decided, Ok(Grant::Shared(_))), "{:?}", claimed.envelope);
+        let has_directory = claimed.envelope.mode == SessionMode::File && claimed.seq.is_some();
+        assert_eq!(claimed.generation.is_some(), has_directory, "{:?}", claimed.envelope);
         assert_eq!(world.record(turn).await.private, decided == Ok(Grant::Private));
         assert_eq!(world.state(turn).await == TurnState::Running, decided.is_ok());
         assert!(matches!(world.cancel(turn).await, CommitResult::Won(_)));

@@ -160,3 +160,35 @@ pub(in crate::store) async fn a_run_id_writes_once(world: &World) {
     assert!(matches!(world.end(commit).await, CommitResult::SnapshotConflict));
     world.complete(&again, None).await;
 }
+
+pub(in crate::store) async fn s8_a_file_turn_has_its_conversations_generation(world: &World) {
+    let (of, agent, id) = (org("acme"), agent(), conversation("c"));
+    let message = || {
+        let mut message = world.message("c");
+        message.envelope.mode = SessionMode::File;
+        message
+    };
+    let known = async || world.store.generation(&of, &agent, &id).await.unwrap();
+    assert_eq!(known().await, None);
+    let first = world.submit_and_start(message()).await;
+    assert!(first.head.is_none() && first.generation.is_some());
+    assert_eq!(known().await, first.generation);
+    // Claimed in either way, and at every turn, it is the same.
+    let second = world.submit(message()).await;
+    world.complete(&first, None).await;
+    let claimed = world.claim_one().await;
+    assert_eq!((claimed.lease.turn, claimed.generation), (second, first.generation));
+    world.complete(&claimed, None).await;
+
+    world.store.reset_snapshot(&of, &agent, &id).await.unwrap();
+    let reset = world.submit_and_start(message()).await;
+    assert!(reset.generation.is_some() && reset.generation != first.generation);
+    world.store.delete_conversation(&of, &agent, &id, world.now()).await.unwrap();
+    let deleted = known().await;
+    assert!(deleted.is_some() && deleted != reset.generation, "its row stays, with another generation");
+    let again = world.submit_and_start(message()).await;
+    assert_eq!(again.generation, deleted);
+    // In snapshot mode it is nobody's business.
+    world.complete(&again, None).await;
+    assert_eq!(world.submit_and_start(world.message("c")).await.generation, None);
+}

@@ -10,7 +10,7 @@ use super::counts::Stage;
 use super::statements;
 use super::writer::{Fault, Tried, Tx};
 use crate::admission::{self, Decision, Facts};
-use crate::gate::{self, Grant};
+use crate::gate::{self, Grant, SessionMode};
 use crate::ids::{AgentId, ConversationId, OrgId, TurnId};
 use crate::lease::Lease;
 use crate::store::{Accept, AcceptResult, Claimed, Ended, Head};
@@ -238,6 +238,9 @@ impl Tx<'_> {
                     started_at: self.now,
                     seq,
                     head,
+                    generation: head_run
+                        .filter(|_| envelope.mode == SessionMode::File)
+                        .map(|(generation, _)| generation),
                 }))
             }
         };

@@ -242,7 +242,14 @@ impl Tx<'_> {
             }
             _ => None,
         };
-        Ok(self.claimed(candidate, org, turn, epoch, attempt, deadline, None, now.agent_revision, head))
+        let generation = match (&candidate.envelope.conversation, candidate.seq, candidate.envelope.mode) {
+            (Some(conversation), Some(_), SessionMode::File) => {
+                Some(self.chain(org, &candidate.agent, conversation)?.0)
+            }
+            _ => None,
+        };
+        let claimed = self.claimed(candidate, org, turn, epoch, attempt, deadline, None, now.agent_revision, head);
+        Ok(Claimed { generation, ..claimed })
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -275,6 +282,7 @@ impl Tx<'_> {
             started_at: self.now,
             seq: candidate.seq,
             head,
+            generation: None,
         }
     }
 

@@ -19,6 +19,9 @@ statements! {
     CONVERSATION = "-- conversation
 SELECT agent_id, conversation_id, user_id, created_at, head_run, generation FROM conversations
  WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3 AND deleted_at IS NULL";
+    /// Also of one that is deleted.
+    GENERATION = "-- generation
+SELECT generation FROM conversations WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3";
     CONVERSATIONS = "-- conversations
 SELECT agent_id, conversation_id, user_id, created_at, head_run, generation FROM conversations
  WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id > ?3 AND deleted_at IS NULL ORDER BY conversation_id LIMIT ?4";
@@ -58,6 +61,21 @@ impl SqliteStore {
             .fetch_optional(&self.readers)
             .await?;
         row.map(|row| record(&row).map(|found| Owned::new(org.clone(), found.user.clone(), found))).transpose()
+    }
+
+    pub(super) async fn read_generation(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+    ) -> Result<Option<Uuid>> {
+        let row = sqlx::query(GENERATION)
+            .bind(org.as_str())
+            .bind(agent.as_str())
+            .bind(conversation.as_str())
+            .fetch_optional(&self.readers)
+            .await?;
+        row.map(|row| uuid(&row, 0)).transpose()
     }
 
     pub(super) async fn read_conversations(

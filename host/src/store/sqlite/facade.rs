@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use rusqlite::params;
+use uuid::Uuid;
 
 use super::catalog::Upload;
 use super::{SqliteStore, blocking, closed, statements};
@@ -152,6 +153,10 @@ impl Store for SqliteStore {
         conversation: &ConversationId,
     ) -> Result<Option<Owned<ConversationRecord>>> {
         self.read_conversation(org, agent, conversation).await
+    }
+
+    async fn generation(&self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) -> Result<Option<Uuid>> {
+        self.read_generation(org, agent, conversation).await
     }
 
     async fn conversations(
