@@ -87,6 +87,7 @@ fn main() -> anyhow::Result<()> {
                             dry_run: false,
                         },
                         grant: Grant::Private,
+                        directory: None,
                         limits: limits.clone(),
                         control,
                         output: output.clone(),

@@ -74,6 +74,7 @@ fn main() -> anyhow::Result<()> {
                 dry_run: false,
             },
             grant: Grant::Private,
+            directory: None,
             limits: limits.clone(),
             control: control.clone(),
             output: output.clone(),

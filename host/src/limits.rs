@@ -140,6 +140,10 @@ limits! {
     fds_max: usize = 64;
     /// Its environment.
     env_bytes_max: usize = 32 * KIB;
+    /// A private directory (session mode `file`): the sizes of its files and the targets of its symbolic links.
+    private_dir_bytes_max: u64 = 64 * MIB as u64;
+    /// Its files, directories and links; and so how deep they can be nested.
+    private_dir_files_max: u64 = 1_000;
 
     // Operations.
     /// Operations of one turn.

@@ -69,6 +69,7 @@ async fn step_through(dispatch: &Arc<Dispatch>, claimed: Claimed, running: &Runn
         org: lease.org.clone(),
         limits: prepared.limits,
         grant: grant.clone(),
+        directory: None,
         control: control.clone(),
         output: Arc::new(LiveOutput { dispatch: dispatch.clone(), live: live.clone() }),
         input: input::of(claimed, &prepared.agent, prepared.history),

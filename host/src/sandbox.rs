@@ -6,7 +6,7 @@
 //! ```text
 //! wasm ──inspect──► ──compile──► Worker ──run(Job)──► Store, instance, `_start` ──► Finished
 //!        inspect.rs   compiler.rs         run.rs      guest.rs, host_calls/, stdio.rs  outcome.rs
-//!                     cache.rs, load.rs               operations/, limiter.rs
+//!                     cache.rs, load.rs               operations/, limiter.rs, private_dir/
 //! ```
 //! Guests run on a runtime of their own, whose threads give way to the gateway's; nothing of theirs runs anywhere else.
 
@@ -40,6 +40,8 @@ mod stdio;
 
 mod host_calls;
 
+pub mod private_dir;
+
 pub mod operations;
 
 mod run;
@@ -67,6 +69,7 @@ pub use inspect::{Inspection, ModuleRefusal};
 pub use job::{Finished, GuestLimits, Input, InputJson, Job, Output, Refused, Reply, Said};
 pub use load::LoadError;
 pub use module::Worker;
+pub use private_dir::PrivateDir;
 
 use crate::ids::OrgId;
 use crate::limits::Limits;
@@ -167,6 +170,7 @@ impl Sandbox {
         wasmtime_wasi::p1::add_to_linker_async(&mut linker, |guest: &mut Guest| &mut guest.wasi)
             .map_err(engine_error)?;
         host_calls::add_to_linker(&mut linker).map_err(engine_error)?;
+        private_dir::add_to_linker(&mut linker).map_err(engine_error)?;
         let importable = importable(&engine, &linker);
         let cache = match &config.cache {
             Some(cache) => Some(Arc::new(ModuleCache::open(cache, &engine).map_err(SandboxError::Cache)?)),

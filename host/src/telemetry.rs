@@ -92,6 +92,7 @@ metrics! {
     "turnhouse_guests_waiting", describe_gauge, Count, "Guests that could run and wait for a thread: more than a few for long, and the processors are too few.";
     "turnhouse_slots_in_use", describe_gauge, Count, "Places for guests that are taken, of limits.host_running_max.";
     "turnhouse_gate_refusals_total", describe_counter, Count, "Envelopes that the gate refused, by `reason`.";
+    "turnhouse_private_dir_refusals_total", describe_counter, Count, "File operations of workers that were over their quota, by `limit`: bytes, files.";
     "turnhouse_journal_batch_writes", describe_histogram, Count, "Writes that one transaction of the journal took.";
     "turnhouse_store_errors_total", describe_counter, Count, "Transactions of the journal that failed as a whole.";
     "turnhouse_http_requests_total", describe_counter, Count, "Requests, by `method`, `route` and `status`.";

@@ -100,6 +100,7 @@ pub async fn run(args: Args, output: Output) -> Result {
         org: turn.claimed.lease.org.clone(),
         input: turn.input(),
         grant: turn.grant.clone(),
+        directory: None,
         limits: Arc::new(GuestLimits::from(&limits)),
         control: control.clone(),
         output: terminal.clone(),

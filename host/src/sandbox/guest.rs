@@ -15,6 +15,7 @@ use wasmtime_wasi::{WasiCtxBuilder, WasiView as _};
 use super::limiter::Limiter;
 use super::operations::{Operations, Registry};
 use super::outcome::End;
+use super::private_dir::{Leaving, PrivateDir};
 use super::speech::{Speech, Stdout};
 use super::stdio::{Stdin, Writer};
 use super::{Control, GuestLimits, Input, InputJson, Job, Output, Refused, Said};
@@ -53,6 +54,7 @@ pub(super) struct Guest {
     pub(super) registry: Arc<Registry>,
     pub(super) input: GuestInput,
     pub(super) grant: Grant,
+    pub(super) directory: Option<PrivateDir>,
     pub(super) limits: Arc<GuestLimits>,
     pub(super) limiter: Limiter,
     pub(super) snapshot: Option<Bytes>,
@@ -77,14 +79,14 @@ impl GuestInput {
 
 impl Guest {
     pub(super) fn new(job: Job, memory: Option<ModuleExport>, stdout: Stdout, registry: Arc<Registry>) -> Guest {
-        let Job { org: _, input, grant, limits, control, output } = job;
+        let Job { org: _, input, grant, mut directory, limits, control, output } = job;
         let shared = Arc::new(Shared {
             speech: Mutex::new(Speech::new(output.clone(), control.clone(), limits.clone())),
             operations: Mutex::new(Operations::new(limits.clone(), control.clone())),
             output,
             control,
         });
-        let mut builder = WasiCtxBuilder::new();
+        let mut builder = directory.as_mut().map_or_else(WasiCtxBuilder::new, |dir| dir.enter(limits.fds_max));
         builder
             .args(&input.arguments)
             .envs(&input.environment)
@@ -109,6 +111,7 @@ impl Guest {
                 dry_run: input.dry_run,
             },
             grant,
+            directory,
             limiter: Limiter::new(shared.control.clone(), limits.memory_bytes_max, limits.table_elements_max),
             limits,
             shared,
@@ -131,11 +134,17 @@ impl Guest {
                 dry_run: true,
             },
             grant: Grant::Private,
+            directory: None,
             limits: Arc::new(GuestLimits::from(&Limits::default())),
             control: Arc::new(Control::new(ever, ever, ever)),
             output: Arc::new(Silence),
         };
         Guest::new(job, None, Stdout::Log, Arc::default())
+    }
+
+    /// What may still be going on in its directory once it is gone.
+    pub(super) fn leave_directory(&mut self) -> Leaving {
+        self.directory.as_ref().map(|dir| dir.leave(&mut self.wasi)).unwrap_or_default()
     }
 
     /// Counts one call of a `turnhouse_v1` function.

@@ -118,7 +118,7 @@ fn correct_wasi(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
 }
 
 /// The guest's memory as it is now, and its state.
-fn view<'a>(caller: &'a mut Caller<'_, Guest>) -> wasmtime::Result<(&'a mut [u8], &'a mut Guest)> {
+pub(super) fn view<'a>(caller: &'a mut Caller<'_, Guest>) -> wasmtime::Result<(&'a mut [u8], &'a mut Guest)> {
     let export = caller.data().memory;
     let memory = export
         .and_then(|export| caller.get_module_export(&export))

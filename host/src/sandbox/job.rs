@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 
 use super::control::Control;
+use super::private_dir::PrivateDir;
 use crate::content::Content;
 use crate::gate::Grant;
 use crate::ids::OrgId;
@@ -110,6 +111,8 @@ pub struct Job {
     pub input: Input,
     /// The gate's word: only a `Grant::Shared` lets `snapshot_write` stage anything.
     pub grant: Grant,
+    /// The one directory that it may see; most have none.
+    pub directory: Option<PrivateDir>,
     /// Its bounds.
     pub limits: Arc<GuestLimits>,
     /// Its clocks, and the way to stop it.

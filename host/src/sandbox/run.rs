@@ -50,7 +50,11 @@ pub(super) async fn run(worker: &Worker, registry: Arc<Registry>, mut seat: Seat
     store.epoch_deadline_callback(epoch_callback(control.clone()));
     let ended = drive(call(&mut store, worker), &shared, &control, &mut seat).await;
     drop(seat);
-    finish(store.into_data(), ended)
+    let mut guest = store.into_data();
+    let leaving = guest.leave_directory();
+    let finished = finish(guest, ended);
+    leaving.done().await;
+    finished
 }
 
 async fn call(store: &mut Store<Guest>, worker: &Worker) -> wasmtime::Result<()> {

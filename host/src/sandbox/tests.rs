@@ -5,6 +5,7 @@ mod calls;
 mod ends;
 mod modules;
 mod operations;
+mod private_dir;
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -71,6 +72,7 @@ struct Turn {
     text: &'static str,
     snapshot: Option<Bytes>,
     grant: Grant,
+    directory: Option<PrivateDir>,
     dry_run: bool,
     turn_timeout_ms: u64,
     idle_timeout_ms: u64,
@@ -103,6 +105,7 @@ impl Turn {
             text: "hello",
             snapshot: None,
             grant: shared(),
+            directory: None,
             dry_run: false,
             turn_timeout_ms: 20_000,
             idle_timeout_ms: 20_000,
@@ -135,6 +138,7 @@ impl Turn {
                 dry_run: self.dry_run,
             },
             grant: self.grant,
+            directory: self.directory,
             limits: Arc::new(self.limits),
             control: control.clone(),
             output: heard.clone(),
