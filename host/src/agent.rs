@@ -120,9 +120,10 @@ impl AgentSettings {
                 self.history_messages
             )));
         }
-        if self.session_mode == SessionMode::File {
+        if self.session_mode == SessionMode::File && self.history_messages > 0 {
             return Err(InvalidSetting(
-                "session_mode \"file\" is not available on this host; use \"snapshot\"".to_owned(),
+                "history_messages must be 0 with session_mode \"file\": its turns are private and have no history"
+                    .to_owned(),
             ));
         }
         let mut environment_bytes = 0;

@@ -19,6 +19,7 @@ use crate::journal::{Journal, JournalError, Observer};
 use crate::lease::Lease;
 use crate::limits::Limits;
 use crate::meters::Meters;
+use crate::private_dirs::PrivateDirs;
 use crate::registry::Registry;
 use crate::runner;
 use crate::sandbox::{Control, Sandbox, Stop};
@@ -45,6 +46,8 @@ pub struct Dispatch {
     pub registry: Arc<Registry>,
     /// Where guests run.
     pub sandbox: Arc<Sandbox>,
+    /// Where those in file mode keep their files.
+    pub private_dirs: Arc<PrivateDirs>,
     /// Bounds.
     pub limits: Arc<Limits>,
     /// Time.
@@ -97,6 +100,7 @@ impl Dispatch {
         live: Arc<LiveTurns>,
         registry: Arc<Registry>,
         sandbox: Arc<Sandbox>,
+        private_dirs: Arc<PrivateDirs>,
         limits: Arc<Limits>,
         clock: Clock,
         replica: ReplicaId,
@@ -107,6 +111,7 @@ impl Dispatch {
             live,
             registry,
             sandbox,
+            private_dirs,
             limits,
             clock,
             soon: Soon::default(),

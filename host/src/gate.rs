@@ -16,7 +16,7 @@ pub enum SessionMode {
     /// One snapshot per completed turn, chained.
     #[default]
     Snapshot,
-    /// A private directory.
+    /// Files in a private directory, which stay from turn to turn. The turns are private: no snapshot, and no history.
     File,
 }
 

@@ -14,6 +14,7 @@ use crate::events::{Bounds, LiveTurns};
 use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId};
 use crate::journal::{Journal, Observer as _};
 use crate::keys::Authenticator;
+use crate::private_dirs::PrivateDirs;
 use crate::registry::Registry;
 use crate::sandbox::{CacheConfig, Sandbox, SandboxConfig};
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
@@ -66,6 +67,10 @@ impl Host {
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(options).await?);
         let sandbox = Sandbox::new(&sandbox_config(&config)).context("the sandbox could not be made")?;
 
+        // After the store: whoever has that has the directory.
+        let private_dirs = PrivateDirs::open(&config.data_dir, &limits, store.clone())
+            .context("the directory of private directories cannot be used")?;
+
         let (replica, registered) = (ReplicaId::new(), Instant::now());
         store.register_replica(replica, clock.now(), limits.lease_ttl_ms).await?;
         let left = store.expire_other_replicas(replica, clock.now()).await?;
@@ -81,7 +86,7 @@ impl Host {
         };
         let (live, flush) = LiveTurns::new(bounds, journal.clone());
         let registry = Arc::new(Registry::new(store.clone(), limits.clone()));
-        let dispatch = Dispatch::new(journal, live, registry, sandbox, limits, clock.clone(), replica);
+        let dispatch = Dispatch::new(journal, live, registry, sandbox, private_dirs, limits, clock.clone(), replica);
         pending.run(store.clone(), clock.clone(), dispatch.clone())?;
 
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
@@ -96,6 +101,7 @@ impl Host {
         background(Box::pin(sweep::sweep(dispatch.clone(), store.clone())));
         background(Box::pin(replica::renew(dispatch.clone(), store.clone(), registered)));
         background(Box::pin(replica::drop_stale(dispatch.clone(), store.clone())));
+        background(Box::pin(dispatch.private_dirs.clone().sweep()));
         dispatch.slots.note_backlog();
         Ok(Host(Arc::new(Inner { config, clock, store, dispatch, keys, tasks, stop })))
     }
@@ -124,7 +130,7 @@ impl Host {
         Ok(self.store.turn(org, turn).await?.map(|turn| turn.for_host().state))
     }
 
-    /// Deletes a conversation with its history and snapshots, ending its live turns.
+    /// Deletes a conversation with its history, snapshots and private directory, ending its live turns.
     pub async fn delete_conversation(
         &self,
         org: &OrgId,
@@ -133,7 +139,28 @@ impl Host {
     ) -> Result<(), StoreError> {
         let ended = self.store.delete_conversation(org, agent, conversation, self.clock.now()).await?;
         ended.iter().for_each(|ended| self.dispatch.ended(ended));
+        self.forget_directory(org, agent, conversation).await;
         Ok(())
+    }
+
+    /// Starts a conversation's state anew: its chain of snapshots, and its private directory. Its turns stay.
+    pub async fn reset_conversation(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+    ) -> Result<(), StoreError> {
+        self.store.reset_snapshot(org, agent, conversation).await?;
+        self.forget_directory(org, agent, conversation).await;
+        Ok(())
+    }
+
+    /// Nobody finds the directory any more; that it leaves the disk waits for the guest that may still use it, here for a while and then
+    /// beside us.
+    async fn forget_directory(&self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) {
+        let forget = self.dispatch.private_dirs.clone().forget(org.clone(), agent.clone(), conversation.clone());
+        let forgotten = self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(forget));
+        let _ = tokio::time::timeout(Duration::from_millis(self.dispatch.limits.cancel_poll_ms), forgotten).await;
     }
 
     /// Stops claiming, finishes or gives back what runs, within `drain_timeout_ms`; then closes the store.

@@ -42,6 +42,8 @@ pub mod input;
 
 pub mod runner;
 
+pub mod private_dirs;
+
 pub mod sandbox;
 
 pub mod events;

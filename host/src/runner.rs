@@ -11,12 +11,13 @@ use crate::agent::Agent;
 use crate::dispatch::{Dispatch, Running};
 use crate::event;
 use crate::events::LiveTurn;
-use crate::gate::{self, Grant};
+use crate::gate::{self, Grant, SessionMode};
 use crate::input::{self, History};
 use crate::journal::JournalError;
 use crate::kill_point;
 use crate::lease::Lease;
-use crate::sandbox::{Finished, GuestLimits, Job, Output, Refused, Said, Worker};
+use crate::private_dirs::{Lent, Unlent};
+use crate::sandbox::{Control, Finished, GuestLimits, Job, Output, Refused, Said, Worker};
 use crate::slots::Slot;
 use crate::store::{Claimed, Commit, CommitResult, Fenced, StagedSnapshot, StoreError};
 use crate::turn::{Failure, FailureCode, Outcome};
@@ -64,12 +65,23 @@ async fn step_through(dispatch: &Arc<Dispatch>, claimed: Claimed, running: &Runn
         Duration::from_millis(own.cpu_timeout_ms.unwrap_or(dispatch.limits.cpu_timeout_ms)),
     );
 
+    let mut directory = match private_directory(dispatch, &claimed, control).await {
+        Ok(directory) => directory,
+        // Whoever stopped it has ended it, or will.
+        Err(Unlent::Stopped) => return,
+        Err(Unlent::Io(error)) => {
+            tracing::error!(turn = %lease.turn, %error, "a private directory could not be opened");
+            let detail = "the conversation's private directory could not be opened; the host's log says why";
+            return dispatch.fail(lease, Failure::new(FailureCode::Internal, detail)).await;
+        }
+    };
+
     let parent = claimed.head.as_ref().map(|head| head.parent);
     let job = Job {
         org: lease.org.clone(),
         limits: prepared.limits,
         grant: grant.clone(),
-        directory: None,
+        directory: directory.as_mut().and_then(Lent::take),
         control: control.clone(),
         output: Arc::new(LiveOutput { dispatch: dispatch.clone(), live: live.clone() }),
         input: input::of(claimed, &prepared.agent, prepared.history),
@@ -78,6 +90,17 @@ async fn step_through(dispatch: &Arc<Dispatch>, claimed: Claimed, running: &Runn
     kill_point::pass("after_run");
     if !control.answered() {
         commit(dispatch, lease, grant, parent, finished, &live).await;
+    }
+    if let Some(directory) = directory {
+        directory.leave().await;
+    }
+}
+
+/// In file mode a turn has a directory of its own instead of a snapshot.
+async fn private_directory(dispatch: &Dispatch, claimed: &Claimed, control: &Control) -> Result<Option<Lent>, Unlent> {
+    match claimed.envelope.mode {
+        SessionMode::Snapshot => Ok(None),
+        SessionMode::File => dispatch.private_dirs.lend(claimed, control).await.map(Some),
     }
 }
 

@@ -136,7 +136,7 @@ async fn get_conversation(
 
 /// Delete a conversation
 ///
-/// Ends its live turns (`by: deleted`) and deletes its history and its snapshots. Who begins it again starts from nothing.
+/// Ends its live turns (`by: deleted`) and deletes its history, its snapshots and its private directory. Who begins it again starts from nothing.
 #[utoipa::path(delete, path = "/v1/agents/{agent}/conversations/{conversation}", tag = "conversations",
     params(("agent" = AgentId, Path), ("conversation" = ConversationId, Path)), responses((status = 204, description = "It is gone")))]
 async fn delete_conversation(
@@ -151,7 +151,7 @@ async fn delete_conversation(
 
 /// Start from an empty state again
 ///
-/// The next turn finds no snapshot. The history stays.
+/// The next turn finds no snapshot, and an empty private directory. The history stays.
 #[utoipa::path(delete, path = "/v1/agents/{agent}/conversations/{conversation}/snapshot", tag = "conversations",
     params(("agent" = AgentId, Path), ("conversation" = ConversationId, Path)), responses((status = 204, description = "Its state is empty")))]
 async fn reset_snapshot(
@@ -160,7 +160,7 @@ async fn reset_snapshot(
     Ids((agent, conversation)): Ids<(AgentId, ConversationId)>,
 ) -> Result<Response, Problem> {
     opened(&gateway, &caller, &agent, &conversation).await?;
-    gateway.host.store.reset_snapshot(&caller.org, &agent, &conversation).await?;
+    gateway.host.reset_conversation(&caller.org, &agent, &conversation).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

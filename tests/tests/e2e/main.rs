@@ -2,6 +2,7 @@
 
 mod chaos;
 mod edge;
+mod files;
 mod gate;
 mod replicas;
 mod snapshots;
