@@ -77,6 +77,28 @@ fn run_has_the_limits_of_production_and_keeps_a_state() {
 }
 
 #[test]
+fn run_gives_a_worker_a_directory_within_the_quota_of_production() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let files = dir.path().join("new/files");
+    let wasm = guest("files");
+    let in_it = |message: &str| run(&["run", &wasm, "--message", message, "--dir", text(&files)]);
+    let ran = in_it("list\nwrite notes.txt one");
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, "[]\nok\n"), "{ran:?}");
+    assert_eq!(std::fs::read_to_string(files.join("notes.txt")).expect("its file"), "one");
+    std::fs::write(files.join("mine.txt"), "from outside").expect("a file");
+    assert_eq!(in_it("list\nread mine.txt").stdout, "[mine.txt notes.txt]\nfrom outside\n");
+    let mut narrow = command(&["run", &wasm, "--message", "append mine.txt !\nfill big 1", "--dir", text(&files)]);
+    narrow.env("TURNHOUSE_LIMITS__PRIVATE_DIR_BYTES_MAX", "16");
+    let ran = run_with(&mut narrow, b"");
+    assert_eq!(ran.stdout, "ok\nerrno 19\n", "{ran:?}");
+    let state = dir.path().join("state");
+    let both = run(&["run", &wasm, "--message", "list", "--dir", text(&files), "--state", text(&state)]);
+    failed(&both, 2, &["--dir", "--state"]);
+    let no_directory = run(&["run", &wasm, "--message", "list", "--dir", text(&files.join("notes.txt"))]);
+    failed(&no_directory, 2, &["notes.txt"]);
+}
+
+#[test]
 fn a_command_that_is_used_wrongly_exits_with_2_and_says_how_to_use_it() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let wasm = guest("echo");

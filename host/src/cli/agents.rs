@@ -90,6 +90,9 @@ pub struct Change {
     /// How many completed turns its input carries
     #[arg(long, value_name = "N")]
     pub history_messages: Option<u32>,
+    /// How its conversations keep their state: a snapshot, or files in a private directory
+    #[arg(long, value_name = "MODE", value_parser = ["snapshot", "file"])]
+    pub session_mode: Option<String>,
 }
 
 /// `NAME=VALUE`; the value may have any further `=`.
@@ -145,6 +148,9 @@ impl Change {
         }
         if let Some(count) = self.history_messages {
             settings.insert("history_messages".into(), json!(count));
+        }
+        if let Some(mode) = &self.session_mode {
+            settings.insert("session_mode".into(), json!(mode));
         }
         Ok(Value::Object(settings))
     }

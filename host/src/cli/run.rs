@@ -1,10 +1,10 @@
 //! `turnhouse run`: one turn of a worker in this process, for its author. No server, no database; the sandbox, its limits and the gate are the host's own.
 //!
 //! Without `--state` it is a private turn: it reads no state and can save none. With it, the file is the conversation's snapshot: read before,
-//! written after, and only when the turn completes.
+//! written after, and only when the turn completes. With `--dir` it is a turn in file mode, whose private directory is the author's to look into.
 
 use std::io::{IsTerminal as _, Read as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,9 @@ use turnhouse::ids::{AgentId, ConversationId, OrgId, RunId, TurnId, UserId, Work
 use turnhouse::input;
 use turnhouse::lease::Lease;
 use turnhouse::limits::Limits;
-use turnhouse::sandbox::{Control, Finished, GuestLimits, Input, Job, Output as GuestOutput, Refused, Said};
+use turnhouse::sandbox::{
+    Control, Finished, GuestLimits, Input, Job, Output as GuestOutput, PrivateDir, Refused, Said,
+};
 use turnhouse::store::{Claimed, Head, Snapshot};
 
 use super::agents::variable;
@@ -38,6 +40,7 @@ const EXAMPLES: &str = "\
 Examples:
   turnhouse run greeter.wasm --message hello
   turnhouse run greeter.wasm --message hello --state state.json
+  turnhouse run diary.wasm --message hello --dir ./diary
   echo hello | turnhouse run greeter.wasm
   turnhouse run greeter.wasm --input message.json --env TONE=dry --json
 
@@ -62,6 +65,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
 
+    /// The worker's private directory, as in session mode "file": it is made if it is not there, and keeps what the worker leaves in it
+    #[arg(long, value_name = "DIR", conflicts_with = "state")]
+    dir: Option<PathBuf>,
+
     /// A variable of the worker's environment
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
@@ -83,12 +90,14 @@ pub async fn run(args: Args, output: Output) -> Result {
     let settings = settings(worker, &args.env, &limits)?;
     let state = args.state.as_deref().map(|path| StateFile::open(path, limits.snapshot_bytes_max)).transpose()?;
     let message = message(&args, &limits)?;
+    let directory = args.dir.as_deref().map(|path| private_dir(path, &limits)).transpose()?;
+    let mode = if directory.is_some() { SessionMode::File } else { SessionMode::Snapshot };
 
     let sandbox = one_guest_sandbox(limits.clone())?;
     let compiled = Box::pin(sandbox.compile(wasm)).await.map_err(|refusal| refused(&refusal))?;
 
     let now = Clock::system().now();
-    let turn = Turn::new(settings, args.conversation, &message, args.dry_run, state.as_ref(), now, &limits)?;
+    let turn = Turn::new(settings, args.conversation, mode, &message, args.dry_run, state.as_ref(), now, &limits)?;
     let timeout = Duration::from_millis;
     let control = Arc::new(Control::new(
         timeout(limits.turn_timeout_ms),
@@ -100,7 +109,7 @@ pub async fn run(args: Args, output: Output) -> Result {
         org: turn.claimed.lease.org.clone(),
         input: turn.input(),
         grant: turn.grant.clone(),
-        directory: None,
+        directory,
         limits: Arc::new(GuestLimits::from(&limits)),
         control: control.clone(),
         output: terminal.clone(),
@@ -135,6 +144,13 @@ fn settings(worker: WorkerName, env: &[(String, String)], limits: &Limits) -> Re
     settings.environment.extend(env.iter().cloned());
     settings.check(limits).map_err(|error| CliError::usage(error.to_string()))?;
     Ok(settings)
+}
+
+/// The author's directory, made if it is not there, within the host's bounds.
+fn private_dir(path: &Path, limits: &Limits) -> Result<PrivateDir> {
+    std::fs::create_dir_all(path)
+        .and_then(|()| PrivateDir::open(path, limits.into()))
+        .map_err(|error| CliError::usage(format!("cannot use {} as a private directory: {error}", path.display())))
 }
 
 /// The message, from where the arguments say, held against the gateway's bounds.
@@ -175,9 +191,11 @@ struct Turn {
 }
 
 impl Turn {
+    #[allow(clippy::too_many_arguments)]
     fn new(
         settings: AgentSettings,
         conversation: ConversationId,
+        mode: SessionMode,
         message: &Content,
         dry_run: bool,
         state: Option<&StateFile>,
@@ -191,7 +209,7 @@ impl Turn {
             run_id: state.map(|_| RunId::from(turn)),
             org: Some(org.clone()),
             conversation: Some(conversation),
-            mode: SessionMode::Snapshot,
+            mode,
         };
         let grant = gate::decide(&envelope).map_err(|refusal| CliError::failed(refusal.to_string()))?;
         // Which run wrote the file is not known; that some run did, is.
@@ -313,7 +331,17 @@ mod tests {
         let settings = settings("greeter".parse().unwrap(), &[("A".into(), "1".into())], &Limits::default()).unwrap();
         let message = Content::text("hi");
         let conversation = "local".parse().unwrap();
-        Turn::new(settings, conversation, &message, false, state, Timestamp(1_000), &Limits::default()).unwrap()
+        Turn::new(
+            settings,
+            conversation,
+            SessionMode::Snapshot,
+            &message,
+            false,
+            state,
+            Timestamp(1_000),
+            &Limits::default(),
+        )
+        .unwrap()
     }
 
     #[test]
