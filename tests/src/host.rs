@@ -94,12 +94,15 @@ impl TestHost {
         next
     }
 
-    /// Waits until nothing is live, drains the host and asserts that it leaves nothing behind: no marker, no slot, and tables without a fault.
+    /// Waits until nothing is live, drains the host and asserts that it leaves nothing behind: no marker, no slot, no temporary directory, and tables
+    /// without a fault.
     pub async fn stop(mut self) {
         crate::eventually("no live turn is left", async || self.live().await == LiveCounts::default()).await;
         let (dir, data_dir) = (self.dir.take(), self.data_dir.clone());
         self.shut_down().await;
         assert_eq!(Tables::open(&data_dir).faults(), Vec::<String>::new());
+        let temporary = std::fs::read_dir(data_dir.join("files/temporary")).expect("the host has made it");
+        assert_eq!(temporary.count(), 0, "a temporary directory is left");
         drop(dir);
     }
 
