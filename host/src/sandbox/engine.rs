@@ -113,7 +113,8 @@ fn pool(sandbox: &SandboxConfig, slots: u32) -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_core_instances(slots)
         .total_memories(slots)
-        .total_tables(slots.saturating_mul(2))
+        // As many as there can be: a guest with all the tables that it may have must not leave another without the one that it needs.
+        .total_tables(slots.saturating_mul(TABLES_MAX))
         .total_stacks(slots)
         .total_component_instances(0)
         .total_gc_heaps(0)

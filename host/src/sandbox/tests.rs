@@ -2,6 +2,8 @@
 
 mod cache;
 mod calls;
+mod canaries;
+mod depth;
 mod ends;
 mod modules;
 mod operations;

@@ -280,22 +280,6 @@ fn no_directory_no_host_environment_and_no_terminal_is_there() {
 }
 
 #[test]
-fn nothing_of_an_earlier_guests_memory_is_seen_by_the_next() {
-    // The first dirties far more than is kept resident; the second looks at every word.
-    let dirty = r#"(module (memory (export "memory") 64)
-        (func (export "_start") (memory.fill (i32.const 0) (i32.const 0xab) (i32.const 4194304)) (unreachable)))"#;
-    let look = r#"(module (memory (export "memory") 64)
-        (func (export "_start") (local $i i32)
-          (loop $l
-            (if (i32.load (local.get $i)) (then (unreachable)))
-            (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 4))) (i32.const 4194304))))))"#;
-    for _ in 0..20 {
-        assert_eq!(Turn::new().run(dirty).code(), FailureCode::WorkerTrapped);
-        assert_eq!(Turn::new().run(look).code(), FailureCode::NoReply);
-    }
-}
-
-#[test]
 fn a_full_pool_is_our_failure_and_retryable() {
     let sandbox = sandbox_with(Limits { host_running_max: 1, ..Limits::default() });
     let wasm = Bytes::from(wat::parse_str(SLEEPER).unwrap());
