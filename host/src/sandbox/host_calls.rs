@@ -145,9 +145,19 @@ fn range(memory: &[u8], ptr: u32, len: u32) -> Result<Range<usize>, Errno> {
     Ok(ptr as usize..end as usize)
 }
 
-/// The text that a guest points at.
-fn text(memory: &[u8], range: Range<usize>) -> Result<&str, Errno> {
+/// A text that is over its limit is read all the same up to this size, so that what is no text, or no JSON, is told as that. One over this, too, is
+/// refused unread: to look through all that a guest's memory can hold would keep its thread from everybody else for a third of a second.
+const READ_BYTES_MIN: usize = 1024 * 1024;
+
+/// The text that a guest points at; `bytes_max` is the most that may yet be accepted of it.
+fn text(memory: &[u8], range: Range<usize>, bytes_max: usize) -> Result<&str, Errno> {
+    hold_against(range.len(), bytes_max)?;
     std::str::from_utf8(&memory[range]).map_err(|_| Errno::Ilseq)
+}
+
+/// Refuses what is too large even to be read.
+fn hold_against(len: usize, bytes_max: usize) -> Result<(), Errno> {
+    if len > bytes_max.max(READ_BYTES_MIN) { Err(Errno::TooBig) } else { Ok(()) }
 }
 
 /// Copies what fits into the guest's buffer, counts it, and answers how much there is.

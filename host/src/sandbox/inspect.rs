@@ -13,6 +13,10 @@ use crate::limits::Limits;
 /// Of a module's own names, in a message.
 const NAME_CHARS_MAX: usize = 100;
 
+/// Types, imports or exports of one module: far more than any program has. What is read of each is kept until the module is compiled, and an item takes more
+/// room here than the three bytes that it may take in a file.
+const ITEMS_MAX: u32 = 100_000;
+
 /// Why a module cannot be a worker here. The text says what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ModuleRefusal {
@@ -177,6 +181,15 @@ fn invalid(error: wasmparser::BinaryReaderError) -> ModuleRefusal {
     ModuleRefusal::Invalid(format!("the module is not valid: {}; build it again", shown(&error.to_string(), 300)))
 }
 
+fn few_enough(what: &str, count: u32) -> Result<(), ModuleRefusal> {
+    if count <= ITEMS_MAX {
+        return Ok(());
+    }
+    Err(ModuleRefusal::TooComplex(format!(
+        "the module has {count} {what}; the limit is {ITEMS_MAX}: link less into it"
+    )))
+}
+
 impl<'a> Structure<'a> {
     fn read(wasm: &'a [u8], limits: &Limits) -> Result<Structure<'a>, ModuleRefusal> {
         let mut structure = Structure::default();
@@ -185,11 +198,13 @@ impl<'a> Structure<'a> {
         for payload in parser.parse_all(wasm) {
             match payload.map_err(invalid)? {
                 Payload::TypeSection(section) => {
+                    few_enough("types", section.count())?;
                     for ty in section.into_iter_err_on_gc_types() {
                         structure.types.push(ty.map_err(invalid)?);
                     }
                 }
                 Payload::ImportSection(section) => {
+                    few_enough("imports", section.count())?;
                     for import in section.into_imports() {
                         let import = import.map_err(invalid)?;
                         if let TypeRef::Func(index) = import.ty {
@@ -221,6 +236,7 @@ impl<'a> Structure<'a> {
                     }
                 }
                 Payload::ExportSection(section) => {
+                    few_enough("exports", section.count())?;
                     for export in section {
                         let export = export.map_err(invalid)?;
                         structure.exports.insert(export.name, (export.kind, export.index));

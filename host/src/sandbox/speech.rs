@@ -206,6 +206,11 @@ impl Speech {
         self.log_bytes_dropped += (bytes.len() - kept) as u64;
     }
 
+    /// Counts bytes that were meant for the log and are not even looked at.
+    pub(super) fn drop_log(&mut self, bytes: usize) {
+        self.log_bytes_dropped += bytes as u64;
+    }
+
     /// The guest has ended: an unfinished character is told as U+FFFD, what was gathered is told.
     pub(super) fn finish(&mut self) -> Spoken {
         if !std::mem::take(&mut self.partial).is_empty() && self.take_stdout("\u{FFFD}").is_err() {

@@ -1,5 +1,7 @@
 //! What a guest reads and stages: `input_read`, `message_read`, `snapshot_read`, `snapshot_write`, `reply`, `log`.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::IgnoredAny;
@@ -7,7 +9,9 @@ use wasmtime::{Caller, Linker};
 
 use super::{Answer, Errno, MODULE, answer, enter, hand_in, range, text};
 use crate::content::{Content, ContentLimits, Part};
+use crate::event::raw;
 use crate::gate::Grant;
+use crate::sandbox::Said;
 use crate::sandbox::guest::Guest;
 
 /// Parts of one reply: as many as a message may have by default.
@@ -74,8 +78,15 @@ fn snapshot_write(caller: &mut Caller<'_, Guest>, ptr: u32, len: u32) -> Answer 
     let Grant::Shared(_permit) = &guest.grant else { return Err(Errno::Perm.into()) };
     let limit_bytes = guest.limits.snapshot_bytes_max;
     if from.len() > limit_bytes {
-        let rejected = SnapshotRejected { bytes: from.len(), limit_bytes };
-        guest.shared.speech.lock().tell("snapshot.rejected", &rejected);
+        let mut speech = guest.shared.speech.lock();
+        // It is the guest who has it told: it counts as one of the guest's events.
+        match speech.room(0) {
+            Ok(()) => {
+                let data = raw(&SnapshotRejected { bytes: from.len(), limit_bytes });
+                speech.emit(Said { kind: Cow::Borrowed("snapshot.rejected"), data });
+            }
+            Err(bound) => speech.refuse(bound, false)?,
+        }
         return Err(Errno::TooBig.into());
     }
     guest.shared.control.count_out(from.len());
@@ -86,9 +97,10 @@ fn snapshot_write(caller: &mut Caller<'_, Guest>, ptr: u32, len: u32) -> Answer 
 fn reply(caller: &mut Caller<'_, Guest>, ptr: u32, len: u32) -> Answer {
     let (memory, guest) = enter(caller)?;
     let from = range(memory, ptr, len)?;
-    let json = text(memory, from)?;
     let reply_bytes_max = guest.limits.reply_bytes_max;
-    if json.len() > reply_bytes_max.saturating_mul(JSON_BYTES_PER_BYTE).saturating_add(JSON_FRAME_BYTES) {
+    let json_bytes_max = reply_bytes_max.saturating_mul(JSON_BYTES_PER_BYTE).saturating_add(JSON_FRAME_BYTES);
+    let json = text(memory, from, json_bytes_max)?;
+    if json.len() > json_bytes_max {
         // Too big to be parsed into anything; what is no JSON at all is still told apart first, in place.
         serde_json::from_str::<IgnoredAny>(json).map_err(|_| Errno::Inval)?;
         return Err(Errno::TooBig.into());
@@ -130,12 +142,25 @@ fn log(caller: &mut Caller<'_, Guest>, level: u32, ptr: u32, len: u32) -> Answer
     let (memory, guest) = enter(caller)?;
     let from = range(memory, ptr, len)?;
     let level = LEVELS.get(level as usize).ok_or(Errno::Inval)?;
-    let line = text(memory, from)?;
+    let line = beginning(&memory[from.clone()], guest.limits.log_bytes_max)?;
     guest.shared.control.count_out(line.len());
     let mut speech = guest.shared.speech.lock();
     speech.log(level.as_bytes());
     speech.log(b": ");
     speech.log(line.as_bytes());
+    speech.drop_log(from.len() - line.len());
     speech.log(b"\n");
     Ok(0)
+}
+
+/// As much of a line as there can be room for, in whole characters. What is dropped in any case is not looked through.
+fn beginning(line: &[u8], bytes_max: usize) -> Result<&str, Errno> {
+    let cut = &line[..line.len().min(bytes_max)];
+    match std::str::from_utf8(cut) {
+        Ok(text) => Ok(text),
+        Err(error) if error.error_len().is_none() && cut.len() < line.len() => {
+            std::str::from_utf8(&cut[..error.valid_up_to()]).map_err(|_| Errno::Ilseq)
+        }
+        Err(_) => Err(Errno::Ilseq),
+    }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::de::IgnoredAny;
 use wasmtime::{Caller, Linker};
 
-use super::{Answer, Errno, MODULE, answer, enter, hand_in, length, range, view};
+use super::{Answer, Errno, MODULE, answer, enter, hand_in, hold_against, length, range, view};
 use crate::sandbox::control::Stop;
 use crate::sandbox::guest::{Guest, Shared};
 use crate::sandbox::operations::{self, Class, Frames, Full, Next};
@@ -19,6 +19,9 @@ use crate::sandbox::{Refused, Said};
 
 /// Handles of one `wait`.
 const WAIT_HANDLES_MAX: u32 = 8;
+
+/// No operation has a longer name; what is too long for one is not looked through.
+const NAME_BYTES_MAX: usize = 128;
 
 /// What an effect answers in a dry run, whatever it was asked.
 const DRY_RUN: &[u8] = br#"{"dry_run":true}"#;
@@ -57,8 +60,12 @@ async fn call(caller: &mut Caller<'_, Guest>, op: (u32, u32), request: (u32, u32
     let (memory, guest) = enter(caller)?;
     let op = range(memory, op.0, op.1)?;
     let request = range(memory, request.0, request.1)?;
+    if op.len() > NAME_BYTES_MAX {
+        return Err(Errno::Nosys.into());
+    }
     let name = std::str::from_utf8(&memory[op]).map_err(|_| Errno::Nosys)?;
     let operation = guest.registry.get(name).ok_or(Errno::Nosys)?.clone();
+    hold_against(request.len(), guest.limits.operation_request_bytes_max)?;
     let request = &memory[request];
     if request.len() > guest.limits.operation_request_bytes_max {
         // Too big to be parsed into anything; what is no JSON at all is still told apart first, in place.

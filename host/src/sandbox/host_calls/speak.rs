@@ -47,8 +47,11 @@ impl Kind<'_> {
                 let own = name.strip_prefix(b"x.").ok_or(Errno::Inval)?;
                 let valid = (1..=OWN_NAME_BYTES_MAX).contains(&own.len())
                     && own.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_.-".contains(b));
-                let name = std::str::from_utf8(name).map_err(|_| Errno::Inval)?;
-                if valid { Ok(Kind::Own(name)) } else { Err(Errno::Inval) }
+                // The length first: what is too long for a name is not looked through.
+                if !valid {
+                    return Err(Errno::Inval);
+                }
+                std::str::from_utf8(name).map(Kind::Own).map_err(|_| Errno::Inval)
             }
         }
     }
@@ -59,7 +62,7 @@ fn emit(caller: &mut Caller<'_, Guest>, kind: (u32, u32), data: (u32, u32)) -> A
     let kind = range(memory, kind.0, kind.1)?;
     let data = range(memory, data.0, data.1)?;
     let kind = Kind::parse(&memory[kind])?;
-    let data = text(memory, data)?;
+    let data = text(memory, data, guest.limits.emit_bytes_max)?;
     if let Kind::Own(_) = kind {
         // In place: nothing is allocated for what may yet be refused.
         serde_json::from_str::<IgnoredAny>(data).map_err(|_| Errno::Inval)?;

@@ -185,6 +185,19 @@ fn s5_a_snapshot_over_the_limit_is_refused_and_told_and_the_earlier_stays() {
 }
 
 #[test]
+fn a_guest_is_told_of_refused_snapshots_no_more_often_than_it_may_speak() {
+    let mut turn = Turn::new();
+    turn.limits.snapshot_bytes_max = 4;
+    turn.limits.emit_events_max = 20;
+    let ended = turn.run(
+        r#"(module (import "turnhouse_v1" "snapshot_write" (func $write (param i32 i32) (result i32))) (memory (export "memory") 1)
+        (func (export "_start") (loop $l (br_if $l (i32.eq (call $write (i32.const 0) (i32.const 5)) (i32.const -1))))))"#,
+    );
+    assert_eq!((ended.code(), ended.events.len()), (FailureCode::OutputLimit, 20));
+    assert_eq!(ended.finished.snapshot, None);
+}
+
+#[test]
 fn the_last_snapshot_wins_and_may_be_empty() {
     let (answers, ended) =
         results(Turn::new(), &[(0, b"state")], &[("snapshot_write", &[0, 5]), ("snapshot_write", &[0, 0])]);
@@ -318,6 +331,66 @@ fn reply_checks_text_then_shape_then_size() {
         &[("reply", &[50, 65])],
     );
     assert_eq!(answers, [INVAL]);
+}
+
+#[test]
+fn a_text_that_is_over_every_limit_is_refused_unread() {
+    const MIB: i32 = 1 << 20;
+    // All of it is brackets that nothing closes: no JSON, but text.
+    let brackets = |call: &str| {
+        let mut turn = Turn::new();
+        turn.limits.reply_bytes_max = 100;
+        turn.limits.operation_request_bytes_max = 100;
+        turn.limits.log_bytes_max = 100;
+        turn.run(&format!(
+            r#"(module
+            (import "turnhouse_v1" "emit" (func $emit (param i32 i32 i32 i32) (result i32)))
+            (import "turnhouse_v1" "reply" (func $reply (param i32 i32) (result i32)))
+            (import "turnhouse_v1" "call" (func $call (param i32 i32 i32 i32) (result i32)))
+            (import "turnhouse_v1" "log" (func $log (param i32 i32 i32) (result i32)))
+            (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+            (memory (export "memory") 64)
+            (data (i32.const 0) "output.delta") (data (i32.const 20) "x.own") (data (i32.const 30) "host.echo")
+            (func (export "_start")
+              (memory.fill (i32.const 100) (i32.const 0x5b) (i32.const {}))
+              (call $exit (i32.sub (i32.const 0) {call}))))"#,
+            3 * MIB
+        ))
+    };
+    for (call, read, unread) in [
+        ("(call $emit (i32.const 20) (i32.const 5) (i32.const 100) (i32.const LEN))", INVAL, TOO_BIG),
+        ("(call $emit (i32.const 0) (i32.const 12) (i32.const 100) (i32.const LEN))", TOO_BIG, TOO_BIG),
+        ("(call $emit (i32.const 100) (i32.const LEN) (i32.const 100) (i32.const 1))", INVAL, INVAL),
+        ("(call $reply (i32.const 100) (i32.const LEN))", INVAL, TOO_BIG),
+        ("(call $call (i32.const 30) (i32.const 9) (i32.const 100) (i32.const LEN))", INVAL, TOO_BIG),
+        ("(call $call (i32.const 100) (i32.const LEN) (i32.const 100) (i32.const 1))", NOSYS, NOSYS),
+    ] {
+        for (len, expected) in [(MIB, read), (MIB + 1, unread)] {
+            let ended = brackets(&call.replace("LEN", &len.to_string()));
+            assert_eq!(ended.failure().facts["exit_code"], -expected, "{call} of {len}");
+        }
+    }
+    let ended = brackets(&format!(
+        "(i32.add (i32.const -7) (call $log (i32.const 2) (i32.const 100) (i32.const {})))",
+        2 * MIB
+    ));
+    assert_eq!(ended.failure().facts["exit_code"], 7);
+    let log = [b"info: ".as_slice(), &[b'['; 94]].concat();
+    assert_eq!((ended.finished.log, ended.finished.log_bytes_dropped), (log, 2 * MIB as u64 - 94 + 1));
+}
+
+#[test]
+fn a_line_is_cut_between_characters_and_what_is_kept_of_it_is_text() {
+    let mut turn = Turn::new();
+    turn.limits.log_bytes_max = 9;
+    let line = "ééééé";
+    let (_, ended) = results(turn, &[(0, line.as_bytes())], &[("log", &[2, 0, 10])]);
+    assert!(ended.finished.log.starts_with("info: é".as_bytes()), "{:?}", ended.finished.log);
+    let mut turn = Turn::new();
+    turn.limits.log_bytes_max = 30;
+    // Broken within what is kept; and only beyond it.
+    let (answers, _) = results(turn, &[(0, b"a\xff")], &[("log", &[2, 0, 2])]);
+    assert_eq!(answers, [ILSEQ]);
 }
 
 #[test]

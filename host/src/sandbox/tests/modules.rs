@@ -134,6 +134,19 @@ fn sizes_over_their_limits_are_refused_by_name() {
     }
 }
 
+/// What is kept of an item while a module is looked at takes ten times the room that the item takes in a file.
+#[test]
+fn more_types_imports_or_exports_than_any_program_has_are_refused_before_they_are_read() {
+    let header = b"\0asm\x01\0\0\0";
+    // A hundred thousand and one, of which none is there.
+    let section = |id: u8| [header.as_slice(), &[id, 3, 0xa1, 0x8d, 0x06]].concat();
+    for (id, what) in [(1, "types"), (2, "imports"), (7, "exports")] {
+        let refusal = refusal(&section(id));
+        assert_eq!(refusal.code(), "module_too_complex", "{refusal}");
+        assert!(refusal.to_string().contains(&format!("100001 {what}")), "{refusal}");
+    }
+}
+
 #[test]
 fn a_compilation_that_takes_too_long_is_a_named_refusal() {
     let sandbox = sandbox_with(Limits { compile_timeout_ms: 1, host_running_max: 2, ..Limits::default() });
