@@ -49,11 +49,17 @@ pub mod turnhouse {
 pub mod wasi {
     imports! {
         "wasi_snapshot_preview1" {
+            fn args_get(argv, buffer);
+            fn environ_get(environ, buffer);
+            fn fd_close(fd);
             fn fd_prestat_get(fd, prestat);
             fn fd_read(fd, iovecs, count, read);
+            fn fd_renumber(from, to);
             fn fd_write(fd, iovecs, count, written);
             fn path_symlink(old, old_len, fd, new, new_len);
+            fn poll_oneoff(subscriptions, events, count, happened);
             fn random_get(ptr, len);
+            fn sched_yield();
         }
     }
 }

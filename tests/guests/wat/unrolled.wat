@@ -1,0 +1,18 @@
+;; Calls functions that call functions, eight at a time and eleven deep, without a loop or a recursion: clocks are looked at where functions begin.
+(module
+  (memory (export "memory") 1)
+  (global $n (mut i64) (i64.const 0))
+  (func $f0 (global.set $n (i64.add (global.get $n) (i64.const 1))))
+  (func $f1 call $f0 call $f0 call $f0 call $f0 call $f0 call $f0 call $f0 call $f0)
+  (func $f2 call $f1 call $f1 call $f1 call $f1 call $f1 call $f1 call $f1 call $f1)
+  (func $f3 call $f2 call $f2 call $f2 call $f2 call $f2 call $f2 call $f2 call $f2)
+  (func $f4 call $f3 call $f3 call $f3 call $f3 call $f3 call $f3 call $f3 call $f3)
+  (func $f5 call $f4 call $f4 call $f4 call $f4 call $f4 call $f4 call $f4 call $f4)
+  (func $f6 call $f5 call $f5 call $f5 call $f5 call $f5 call $f5 call $f5 call $f5)
+  (func $f7 call $f6 call $f6 call $f6 call $f6 call $f6 call $f6 call $f6 call $f6)
+  (func $f8 call $f7 call $f7 call $f7 call $f7 call $f7 call $f7 call $f7 call $f7)
+  (func $f9 call $f8 call $f8 call $f8 call $f8 call $f8 call $f8 call $f8 call $f8)
+  (func $f10 call $f9 call $f9 call $f9 call $f9 call $f9 call $f9 call $f9 call $f9)
+  (func $f11 call $f10 call $f10 call $f10 call $f10 call $f10 call $f10 call $f10 call $f10)
+  (func (export "_start") call $f11)
+)
