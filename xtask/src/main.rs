@@ -1,10 +1,12 @@
-//! The project's tasks, as `cargo xtask`: `demo`, `test`, `examples`, `bench`. Each does its own set-up.
+//! The project's tasks, as `cargo xtask`: `demo`, `test`, `examples`, `fuzz`, `bench`. Each does its own set-up.
 //!
 //! This crate drives the real program over its real HTTP API, as a client would. It holds no part of the host.
 
 mod setup;
 
 mod test;
+
+mod fuzz;
 
 mod host;
 
@@ -30,6 +32,7 @@ Examples:
   cargo xtask test gate idempotency   the tests with one of these words in their names
   cargo xtask examples                the example worker of each language, built and spoken with
   cargo xtask examples go c           some of them
+  cargo xtask fuzz --seconds 600      look for what breaks the sandbox
   cargo xtask bench --quick           every figure once, roughly
   cargo xtask bench --only echo       the rows with this word in their names";
 
@@ -49,6 +52,8 @@ enum Task {
     Test(test::Options),
     /// Build the example worker of each language and hold a conversation with it
     Examples(examples::Options),
+    /// Run the fuzz targets
+    Fuzz(fuzz::Options),
     /// Measure the parts, the whole, and how near it comes to them
     Bench(bench::Options),
 }
@@ -59,6 +64,7 @@ async fn main() -> ExitCode {
         Task::Demo(options) => ("demo", demo::run(options).await.map(|()| ExitCode::SUCCESS)),
         Task::Test(options) => ("test", test::run(&options).map(|()| ExitCode::SUCCESS)),
         Task::Examples(options) => ("examples", examples::run(&options).map(|()| ExitCode::SUCCESS)),
+        Task::Fuzz(options) => ("fuzz", fuzz::run(&options).map(|()| ExitCode::SUCCESS)),
         Task::Bench(options) => ("bench", bench::run(options).await),
     };
     match done {
