@@ -90,6 +90,8 @@ pub fn run(worker: &Worker, text: Vec<u8>, begun: Begun) -> Finished {
     let ms = Duration::from_millis;
     let heard = Arc::<Heard>::default();
     let job = Job {
+        org: "fuzz".parse().expect("it is an id"),
+        directory: None,
         input: Input {
             json: InputJson(Arc::new(|| Bytes::from_static(br#"{"turn_id":"t"}"#))),
             text: text.into(),

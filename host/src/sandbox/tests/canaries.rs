@@ -124,6 +124,8 @@ fn begin(sandbox: &Arc<Sandbox>, wat: &str) -> Begun {
     let control = Arc::new(Control::new(minute, minute, minute));
     let heard: Arc<Heard> = Arc::default();
     let job = Job {
+        org: "acme".parse().unwrap(),
+        directory: None,
         input: Input {
             json: InputJson(Arc::new(Bytes::new)),
             text: Bytes::new(),
