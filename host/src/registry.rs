@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use moka::sync::Cache;
-use sha2::{Digest as _, Sha256};
 
 use crate::agent::{Agent, AgentSettings, InvalidSetting};
 use crate::host::Host;
@@ -194,8 +193,8 @@ impl Host {
         wasm: Bytes,
     ) -> std::result::Result<PutWorker, UploadError> {
         let sandbox = &self.dispatch.sandbox;
-        let inspection = sandbox.inspect(&wasm)?;
-        let digest: [u8; 32] = Sha256::digest(&wasm).into();
+        let (inspection, digest) = sandbox.inspect_apart(wasm.clone()).await;
+        let inspection = inspection?;
         let begun = Instant::now();
         let bytes = wasm.clone();
         if let Err(error) = sandbox.load(org, digest, async || Ok(bytes)).await {

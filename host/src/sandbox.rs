@@ -144,7 +144,7 @@ pub struct Sandbox {
     engine: Engine,
     allocator: Allocator,
     linker: Arc<Linker<Guest>>,
-    importable: Importable,
+    importable: Arc<Importable>,
     registry: Arc<Registry>,
     cache: Option<Arc<ModuleCache>>,
     compiler: Option<PathBuf>,
@@ -171,7 +171,7 @@ impl Sandbox {
             .map_err(engine_error)?;
         host_calls::add_to_linker(&mut linker).map_err(engine_error)?;
         private_dir::add_to_linker(&mut linker).map_err(engine_error)?;
-        let importable = importable(&engine, &linker);
+        let importable = Arc::new(importable(&engine, &linker));
         let cache = match &config.cache {
             Some(cache) => Some(Arc::new(ModuleCache::open(cache, &engine).map_err(SandboxError::Cache)?)),
             None => None,

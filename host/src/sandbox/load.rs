@@ -36,15 +36,28 @@ impl Sandbox {
         inspect::inspect(wasm, &self.importable, &self.limits)
     }
 
+    /// The same, and its SHA-256, on a thread that may be kept busy: a module may have many MiB.
+    pub async fn inspect_apart(&self, wasm: Bytes) -> (Result<Inspection, ModuleRefusal>, [u8; 32]) {
+        let (importable, limits) = (self.importable.clone(), self.limits.clone());
+        let inspected = self.handle.spawn_blocking(move || {
+            (inspect::inspect(&wasm, &importable, &limits), <[u8; 32]>::from(Sha256::digest(&wasm)))
+        });
+        inspected.await.unwrap_or_else(|error| {
+            tracing::error!(error = error.to_string(), "reading a module's structure failed");
+            let refusal = ModuleRefusal::Invalid("the module's structure cannot be read; build it again".to_owned());
+            (Err(refusal), [0; 32])
+        })
+    }
+
     /// Inspects, validates and compiles, bounded in number, time and memory.
     pub async fn compile(&self, wasm: Bytes) -> Result<Worker, ModuleRefusal> {
+        self.inspect_apart(wasm.clone()).await.0?;
         let compiled = self.compiled(wasm).await?;
         Worker::link(&self.linker, &self.deserialized(&compiled)?)
     }
 
-    /// A module's native code, as bytes: in a process of its own where the host has named its compiler, else on a thread that may be kept busy.
+    /// The native code of a module that was inspected, as bytes: in a process of its own where the host has named its compiler, else on a thread that may be kept busy.
     async fn compiled(&self, wasm: Bytes) -> Result<Vec<u8>, ModuleRefusal> {
-        self.inspect(&wasm)?;
         let begun = Instant::now();
         let timeout_ms = self.limits.compile_timeout_ms;
         let compiling = async {
@@ -100,9 +113,11 @@ impl Sandbox {
                 return Ok(Arc::new(Worker::link(&self.linker, &module)?));
             }
             let wasm = wasm().await.map_err(LoadError::Fetch)?;
-            if <[u8; 32]>::from(Sha256::digest(&wasm)) != digest {
+            let (inspected, found) = self.inspect_apart(wasm.clone()).await;
+            if found != digest {
                 return Err(LoadError::Digest);
             }
+            inspected?;
             let compiled = self.compiled(wasm).await?;
             let module = self.deserialized(&compiled)?;
             if let Some((cache, name)) = cached {
