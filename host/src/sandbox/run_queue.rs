@@ -199,8 +199,9 @@ impl State {
     /// A permit is free: it goes to who is next, whose waker is returned.
     fn release(&mut self) -> Option<Waker> {
         loop {
-            let least = self.orgs.iter_mut().filter(|(_, org)| org.waits()).min_by_key(|(_, org)| org.used_us);
-            let Some((_, org)) = least else {
+            // Of two that have had as much, the one who has waited longer.
+            let least = self.orgs.values_mut().filter(|org| org.waits()).min_by_key(|org| (org.used_us, org.first()));
+            let Some(org) = least else {
                 self.free += 1;
                 return None;
             };
@@ -218,6 +219,11 @@ impl State {
 impl Org {
     fn waits(&self) -> bool {
         !(self.fresh.is_empty() && self.spinning.is_empty())
+    }
+
+    /// Who has waited longest.
+    fn first(&self) -> Option<u64> {
+        self.fresh.front().into_iter().chain(self.spinning.front()).copied().min()
     }
 
     /// Of those that wait, of which there is one.
