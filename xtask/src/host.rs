@@ -141,15 +141,32 @@ impl Host {
     }
 
     /// Memory that the process holds now, in bytes.
-    pub fn resident_bytes(&self) -> Result<u64> {
-        resident_bytes(Path::new(&format!("/proc/{}/status", self.pid)))
+    pub fn memory(&self) -> Result<Memory> {
+        Memory::of(Path::new(&format!("/proc/{}", self.pid)))
     }
 }
 
-fn resident_bytes(status: &Path) -> Result<u64> {
-    let text =
-        std::fs::read_to_string(status).context("the resident memory of a process is read from Linux's /proc")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS in it")?;
+/// A process' memory, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    /// Each page once, however often it is mapped: the guests of one module share the pages that they only read.
+    pub held: u64,
+    /// Each page as often as it is mapped, which is what most tools show.
+    pub resident: u64,
+}
+
+impl Memory {
+    fn of(process: &Path) -> Result<Memory> {
+        Ok(Memory {
+            held: bytes(&process.join("smaps_rollup"), "Pss:")?,
+            resident: bytes(&process.join("status"), "VmRSS:")?,
+        })
+    }
+}
+
+fn bytes(file: &Path, name: &str) -> Result<u64> {
+    let text = std::fs::read_to_string(file).context("the memory of a process is read from Linux's /proc")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name} in it"))?;
     let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
     Ok(kib * 1024)
 }
@@ -171,6 +188,7 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn this_process_uses_memory() {
-        assert!(resident_bytes(Path::new("/proc/self/status")).unwrap() > 100_000);
+        let memory = Memory::of(Path::new("/proc/self")).unwrap();
+        assert!(memory.held > 100_000 && memory.resident > 100_000, "{memory:?}");
     }
 }

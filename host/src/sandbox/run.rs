@@ -26,6 +26,9 @@ use crate::turn::Failure;
 /// What one host call may copy out of a guest's lists.
 const HOSTCALL_FUEL_BYTES: usize = 8 * 1024 * 1024;
 
+/// A guest that has run for less is not asked to yield: a short turn would otherwise go to the end of those that spin, for a tick that began before it.
+const SLICE_MIN: Duration = Duration::from_micros(500);
+
 thread_local! {
     /// When the poll that runs on this thread began. A guest's epoch callback runs inside the poll of its own future, on its thread.
     static POLL_BEGAN: Cell<Option<Instant>> = const { Cell::new(None) };
@@ -78,6 +81,9 @@ fn epoch_callback(
                 control.stop(Stop::CpuTimeout);
             } else if let Err(why) = control.check(now) {
                 control.stop(why);
+            } else if running < SLICE_MIN {
+                // Its tick began while it waited for its permit.
+                return Ok(UpdateDeadline::Continue(1));
             } else {
                 TICK_OVER.set(true);
                 return Ok(UpdateDeadline::YieldCustom(1, Box::pin(OnceMore { pending: true })));

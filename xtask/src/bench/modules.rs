@@ -28,12 +28,12 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
     let mut running = bench.host(&["echo"], &[("org_agents_max", 2_000), ("org_workers_max", 2_000)]).await?;
     let wasm = std::fs::read(bench.built.guest("echo")?)?;
     let scratch = tempfile::tempdir()?;
-    let before = running.host.resident_bytes()?;
+    let before = running.host.memory()?.held;
     let begun = Instant::now();
     let deployed = deploy_all(&bench.built.program, &running, &wasm, scratch.path(), count).await;
     running.blame(deployed)?;
     bench.report.add(row, "deploys", "modules/s", count as f64 / begun.elapsed().as_secs_f64());
-    let after = running.host.resident_bytes()?;
+    let after = running.host.memory()?.held;
     bench.report.add(row, "memory, each", "KiB", after.saturating_sub(before) as f64 / 1024.0 / count as f64);
     bench.report.add(row, "memory, all", "MiB", after as f64 / MIB);
 

@@ -1,4 +1,4 @@
-//! What a turn costs that waits for a host operation: resident memory of the host, with 1 000 and 5 000 of them at once.
+//! What a turn costs that waits for a host operation: memory of the host, with 1 000 and 5 000 of them at once.
 
 use std::time::{Duration, Instant};
 
@@ -8,6 +8,7 @@ use tokio::task::{JoinSet, LocalSet};
 use super::report::Goal;
 use super::{Bench, Running, say};
 use crate::api::{self, Api};
+use crate::host::Memory;
 
 const COUNTS: [usize; 2] = [1_000, 5_000];
 /// How long the guests wait: all must have begun, and be measured, before the first is done.
@@ -27,10 +28,17 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
         let settings = [("host_running_max", 6_000), ("org_running_max", 6_000), ("conversation_queue_max", 20)];
         let running = bench.host(&["echo", "wait_echo"], &settings).await?;
         let measured = running.blame(measure(&running, count).await)?;
-        bench.report.add(&row, "memory, all", "MiB", measured.waiting_bytes as f64 / MIB);
-        bench.report.add(&row, "memory, idle host", "MiB", measured.idle_bytes as f64 / MIB);
-        let each = (measured.waiting_bytes.saturating_sub(measured.idle_bytes)) as f64 / count as f64 / 1024.0;
+        let Measured { idle, waiting, .. } = measured;
+        bench.report.add(&row, "memory, all", "MiB", waiting.held as f64 / MIB);
+        bench.report.add(&row, "memory, idle host", "MiB", idle.held as f64 / MIB);
+        let each = waiting.held.saturating_sub(idle.held) as f64 / count as f64 / 1024.0;
         bench.report.add(&row, "memory, each", "KiB", each);
+        bench.report.add(
+            &row,
+            "resident set, shared pages counted for each guest",
+            "MiB",
+            waiting.resident as f64 / MIB,
+        );
         bench.report.add(&row, "gateway p99", "ms", measured.gateway_p99_ms);
         running.host.stop().await?;
     }
@@ -40,8 +48,8 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
 }
 
 struct Measured {
-    idle_bytes: u64,
-    waiting_bytes: u64,
+    idle: Memory,
+    waiting: Memory,
     gateway_p99_ms: f64,
 }
 
@@ -49,11 +57,11 @@ async fn measure(running: &Running, count: usize) -> Result<Measured> {
     // Once, so that modules are loaded and pools are warm.
     let warm = running.api.submit("wait_echo", "warm", "1", &["Prefer: wait=30"]).await?.expect(200)?;
     ensure!(warm["state"] == "completed", "expected the first turn to complete, saw {warm}");
-    let idle_bytes = running.host.resident_bytes()?;
+    let idle = running.host.memory()?;
     let begun = Instant::now();
     let turns = LocalSet::new().run_until(submit_all(&running.api, count)).await?;
     let gateway = running.gateway(MEASURED).run().await?;
-    let waiting_bytes = running.host.resident_bytes()?;
+    let while_waiting = running.host.memory()?;
     let states = LocalSet::new().run_until(states(&running.api, turns.clone())).await?;
     ensure!(begun.elapsed() < WAIT, "submitting {count} turns took {:?}, as long as they wait", begun.elapsed());
     let waiting = states.iter().filter(|state| *state == "running").count();
@@ -72,7 +80,7 @@ async fn measure(running: &Running, count: usize) -> Result<Measured> {
         ensure!(Instant::now() < until, "expected every turn to complete, saw one {:?}", odd(&states, "completed"));
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    Ok(Measured { idle_bytes, waiting_bytes, gateway_p99_ms: gateway.latency.quantile_ms(0.99) })
+    Ok(Measured { idle, waiting: while_waiting, gateway_p99_ms: gateway.latency.quantile_ms(0.99) })
 }
 
 fn odd<'a>(states: &'a [String], usual: &str) -> Option<&'a String> {
