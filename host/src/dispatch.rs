@@ -282,7 +282,7 @@ impl Dispatch {
 
     /// Back to the queue, as if it had never been claimed.
     pub async fn give_back(&self, lease: &Lease) {
-        let requeue = Requeue { lease: lease.clone(), delay_ms: 0, spends_attempt: false };
+        let requeue = Requeue { lease: lease.clone(), delay_ms: 0 };
         if let Err(error) = self.journal.requeue(requeue).await {
             tracing::warn!(turn = %lease.turn, %error, "a turn could not be given back; its next host takes it over");
         }

@@ -306,15 +306,13 @@ pub struct Ended {
     pub promoted: bool,
 }
 
-/// Back to the queue.
+/// Back to the queue. The attempt does not count: only the loss of a host spends one.
 #[derive(Debug, Clone)]
 pub struct Requeue {
     /// The right to write.
     pub lease: Lease,
     /// Not before so long from now.
     pub delay_ms: u64,
-    /// Whether the attempt counts. A drain's does not.
-    pub spends_attempt: bool,
 }
 
 // ---- What is read ---------------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ use crate::event::raw;
 use crate::gate::{self, Grant, SessionMode};
 
 pub(super) mod catalog;
+pub(super) mod model;
 pub(super) mod queue;
 pub(super) mod snapshots;
 pub(super) mod tenants;
@@ -58,6 +59,7 @@ macro_rules! rules {
                 keys_are_found_by_hash_and_revoked, orgs_are_made_once, conversations_are_opened_once,
             ]
             torture: [r1_torture_leaves_no_trace,]
+            model: [every_answer_is_one_that_the_protocol_allows,]
         }
     };
     (@ $world:path, $check:path; $($module:ident: [$($rule:ident,)*])*) => {
@@ -315,8 +317,8 @@ impl World {
         }
     }
 
-    pub(super) async fn requeue(&self, claimed: &Claimed, delay_ms: u64, spends_attempt: bool) -> Fenced {
-        let requeue = Requeue { lease: claimed.lease.clone(), delay_ms, spends_attempt };
+    pub(super) async fn requeue(&self, claimed: &Claimed, delay_ms: u64) -> Fenced {
+        let requeue = Requeue { lease: claimed.lease.clone(), delay_ms };
         match self.write(Write::Requeue(requeue)).await {
             Written::Requeue(fenced) => fenced,
             other => panic!("{other:?}"),

@@ -36,7 +36,7 @@ pub(in crate::store) async fn t9_turns_run_in_the_order_of_acceptance(world: &Wo
 pub(in crate::store) async fn t9_a_deferred_turn_is_not_overtaken(world: &World) {
     let first = world.submit_and_start(world.message("c")).await;
     let second = world.submit(world.message("c")).await;
-    assert_eq!(world.requeue(&first, 500, false).await, Fenced::Done);
+    assert_eq!(world.requeue(&first, 500).await, Fenced::Done);
     let third = world.message("c");
     let third = world.submit(Accept { claim_for: Some((world.replica, RunningBound(9))), ..third }).await;
     assert!(world.claim(10).await.is_empty(), "the first is deferred and nobody passes it");
@@ -376,7 +376,7 @@ pub(in crate::store) async fn live_counts_are_exact(world: &World) {
     let claimed = world.claim(10).await;
     assert_eq!(counts().await, (1, 0, 2));
     let mine = claimed.iter().find(|claimed| claimed.lease.turn == first).unwrap();
-    world.requeue(mine, 0, false).await;
+    world.requeue(mine, 0).await;
     assert_eq!(counts().await, (1, 1, 1));
     assert!(matches!(world.cancel(first).await, CommitResult::Won(_)));
     assert_eq!(counts().await, (0, 1, 1));

@@ -298,11 +298,7 @@ impl Run<'_> {
                     batch.push(self.end_of(&claimed, failed(FailureCode::TurnTimeout)));
                     batch.push(self.end_of(&claimed, replied("late")));
                 }
-                64..72 => batch.push(Write::Requeue(Requeue {
-                    lease,
-                    delay_ms: *self.random.pick(&[0, 15]),
-                    spends_attempt: self.random.chance(30),
-                })),
+                64..72 => batch.push(Write::Requeue(Requeue { lease, delay_ms: *self.random.pick(&[0, 15]) })),
                 72..75 => {
                     batch.push(Write::BeginEffect(Append { lease, batch: deltas(60, &["effect"]) }));
                     kept.push(claimed);

@@ -39,7 +39,7 @@ pub(in crate::store) async fn t2_a_late_reply_changes_nothing(world: &World) {
     commit.snapshot = Some(world.stage(&claimed, b"late"));
     commit.tail = deltas(1, &["late"]);
     assert!(matches!(world.end(commit).await, CommitResult::Lost));
-    assert_eq!(world.requeue(&claimed, 0, false).await, Fenced::Stale);
+    assert_eq!(world.requeue(&claimed, 0).await, Fenced::Stale);
     let record = world.record(claimed.lease.turn).await;
     assert_eq!(
         (record.state, record.cancelled_by, record.reply),
@@ -135,7 +135,7 @@ pub(in crate::store) async fn r2_a_stopped_replica_writes_nothing_more(world: &W
     let taken = world.claim_one().await;
     assert_eq!((taken.lease.turn, taken.lease.epoch, taken.attempt, taken.restarted), (turn, 2, 2, true));
     assert_eq!(world.append(&stopped, deltas(2, &["zombie"])).await, Fenced::Stale);
-    assert_eq!(world.requeue(&stopped, 0, false).await, Fenced::Stale);
+    assert_eq!(world.requeue(&stopped, 0).await, Fenced::Stale);
     let mut commit = world.commit(&stopped, replied("zombie"));
     commit.snapshot = Some(world.stage(&stopped, b"zombie"));
     assert!(matches!(world.end(commit).await, CommitResult::Lost));
@@ -167,14 +167,14 @@ pub(in crate::store) async fn r6_a_drain_spends_no_attempt_and_claims_nothing(wo
     let claimed = world.submit_and_start(world.message("c")).await;
     world.store.drain_replica(world.replica).await.unwrap();
     assert_eq!(world.store.running_turns(world.replica).await.unwrap(), std::slice::from_ref(&claimed.lease));
-    assert_eq!(world.requeue(&claimed, 0, false).await, Fenced::Done);
+    assert_eq!(world.requeue(&claimed, 0).await, Fenced::Done);
     assert!(world.claim(10).await.is_empty(), "a draining replica claims nothing");
     let other = world.another_replica(TTL_MS).await;
     let taken = world.claim_with(ClaimRequest { holder: other, ..world.claim_request(10) }).await.pop().unwrap();
     assert_eq!((taken.attempt, taken.lease.epoch, taken.restarted), (1, 3, true));
-    assert_eq!(world.requeue(&taken, 0, true).await, Fenced::Done);
+    assert_eq!(world.requeue(&taken, 0).await, Fenced::Done);
     let again = world.claim_with(ClaimRequest { holder: other, ..world.claim_request(10) }).await.pop().unwrap();
-    assert_eq!(again.attempt, 2, "this requeue spent one");
+    assert_eq!(again.attempt, 1, "however often it is given back");
     world.store.retire_replica(other).await.unwrap();
     assert!(world.sweep().await.ready, "what a retired replica still held can be taken over");
 }
@@ -212,7 +212,7 @@ pub(in crate::store) async fn r7_one_item_that_fails_in_a_batch_fails_alone(worl
 
 pub(in crate::store) async fn a_reply_without_a_running_turn_is_lost(world: &World) {
     let claimed = world.submit_and_start(world.message("c")).await;
-    assert_eq!(world.requeue(&claimed, 0, false).await, Fenced::Done);
+    assert_eq!(world.requeue(&claimed, 0).await, Fenced::Done);
     // Whoever has no epoch, or one that does not run, has no instance that could have answered.
     let mut commit = world.commit(&claimed, replied("who?"));
     commit.epoch = None;
@@ -228,7 +228,7 @@ pub(in crate::store) async fn e1_event_ids_go_up_over_a_restart(world: &World) {
     assert_eq!(world.append(&claimed, deltas(1, &["a", "b"])).await, Fenced::Done);
     assert_eq!(world.append(&claimed, deltas(1, &["a", "b"])).await, Fenced::Done, "the journal's own retry");
     assert_eq!(world.append(&claimed, deltas(3, &["c"])).await, Fenced::Done);
-    assert_eq!(world.requeue(&claimed, 0, false).await, Fenced::Done);
+    assert_eq!(world.requeue(&claimed, 0).await, Fenced::Done);
     let again = world.claim_one().await;
     assert_eq!((again.lease.epoch, again.first_epoch), (3, 1));
     assert_eq!(world.append(&again, deltas(1, &["a"])).await, Fenced::Done);
@@ -304,7 +304,7 @@ pub(in crate::store) async fn worker_and_version_are_fixed_at_the_first_start(wo
     assert_eq!((fused.worker.clone(), fused.agent_revision), (Some((worker(), 1)), 1));
     world.upload(&org("acme"), &worker(), b"two").await;
     world.set_agent(&org("acme"), Some(2)).await;
-    assert_eq!(world.requeue(&fused, 0, false).await, Fenced::Done);
+    assert_eq!(world.requeue(&fused, 0).await, Fenced::Done);
     let claimed = world.claim(10).await;
     let of = |turn: TurnId| claimed.iter().find(|claimed| claimed.lease.turn == turn).unwrap();
     assert_eq!((of(fused.lease.turn).worker.clone(), of(fused.lease.turn).agent_revision), (Some((worker(), 1)), 2));
@@ -371,7 +371,7 @@ pub(in crate::store) async fn stale_leases_are_named(world: &World) {
     let moved = world.submit_and_start(world.message("b")).await;
     let held = world.submit_and_start(world.message("c")).await;
     world.complete(&ended, None).await;
-    world.requeue(&moved, 0, false).await;
+    world.requeue(&moved, 0).await;
     let mut stale = world.store.stale(&[ended.lease.clone(), moved.lease.clone(), held.lease.clone()]).await.unwrap();
     stale.sort();
     assert_eq!(stale, [ended.lease.turn, moved.lease.turn]);

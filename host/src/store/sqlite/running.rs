@@ -20,7 +20,7 @@ ON CONFLICT (org_id, turn_id, epoch, first_seq) DO NOTHING";
 UPDATE turn_markers SET effects = 1 WHERE org_id = ?1 AND turn_id = ?2 AND epoch = ?3 AND state = 'running'";
     /// The admission clock begins anew and outlasts the delay. Epoch + 1: the old owner's lease is worth nothing from here.
     REQUEUE = "-- requeue
-UPDATE turn_markers SET state = 'ready', holder = NULL, epoch = epoch + 1, attempt = attempt - iif(?6, 0, 1),
+UPDATE turn_markers SET state = 'ready', holder = NULL, epoch = epoch + 1, attempt = attempt - 1,
        not_before = ?4 + ?5, deadline_at = ?4 + max(admission_ms, ?5 + 1)
  WHERE org_id = ?1 AND turn_id = ?2 AND epoch = ?3 AND state = 'running'";
 }
@@ -55,8 +55,7 @@ impl Tx<'_> {
             lease.turn.as_bytes(),
             lease.epoch,
             self.now.0,
-            millis(requeue.delay_ms),
-            requeue.spends_attempt
+            millis(requeue.delay_ms)
         ])?;
         if moved == 0 {
             return Ok(Fenced::Stale);

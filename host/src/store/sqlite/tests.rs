@@ -159,7 +159,7 @@ async fn s6_a_snapshot_without_its_bytes_is_told() {
     let fused = world.submit_and_start(world.message("c")).await;
     let snapshot = fused.head.as_ref().unwrap().snapshot.as_ref().expect("it never silently starts fresh");
     assert_eq!((snapshot.run_id, snapshot.body.clone()), (claimed.lease.turn.into(), None));
-    world.requeue(&fused, 0, false).await;
+    world.requeue(&fused, 0).await;
     assert!(world.claim_one().await.head.unwrap().snapshot.unwrap().body.is_none());
 }
 
@@ -339,7 +339,7 @@ async fn a_turn_handed_round_for_ever_ends() {
     home(&world).damage("UPDATE turn_markers SET epoch = 999999");
     let mut last = claimed.clone();
     last.lease.epoch = 999_999;
-    world.requeue(&last, 0, false).await;
+    world.requeue(&last, 0).await;
     assert!(world.claim(10).await.is_empty());
     let found = world.sweep().await;
     assert!(!found.ready);
