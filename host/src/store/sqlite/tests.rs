@@ -464,9 +464,18 @@ fn s9_exactly_one_function_deletes_markers() {
             }
         }
     }
-    assert_eq!(found.len(), 1, "{found:?}");
-    assert!(found[0].ends_with("src/store/sqlite/commit.rs"));
-    let commit = std::fs::read_to_string(&found[0]).unwrap();
+    // One in each database: a function of PostgreSQL's and one of the embedded store's.
+    found.sort();
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(
+        found[0].ends_with("migrations/postgres/0002_functions.sql")
+            && found[1].ends_with("src/store/sqlite/commit.rs"),
+        "{found:?}"
+    );
+    let functions = std::fs::read_to_string(&found[0]).unwrap();
+    let (_, end_turn) = functions.split_once("CREATE FUNCTION end_turn(").expect("it ends turns");
+    assert!(end_turn.split("CREATE FUNCTION").next().is_some_and(|body| body.contains(needle)));
+    let commit = std::fs::read_to_string(&found[1]).unwrap();
     // Its declaration and its one use.
     assert_eq!(commit.matches("COMMIT_DELETE").count(), 2, "one function runs it");
 }
