@@ -18,7 +18,18 @@ use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, RunId, TurnId, UserI
 use crate::lease::{Epoch, Lease};
 use crate::turn::{CancelledBy, Failure, Outcome, TurnState, Usage};
 
+/// Declares statements and lists them, so that one test per database can look at every plan.
+macro_rules! statements {
+    ($($(#[$doc:meta])* $name:ident = $sql:expr;)*) => {
+        $($(#[$doc])* pub(super) const $name: &str = $sql;)*
+        /// Every statement of this module, by name.
+        #[cfg(test)]
+        pub(super) const STATEMENTS: &[(&str, &str)] = &[$((stringify!($name), $name)),*];
+    };
+}
 pub mod sqlite;
+
+pub mod postgres;
 
 #[cfg(test)]
 mod conformance;
@@ -43,6 +54,17 @@ pub enum StoreError {
     /// What it holds contradicts itself or this program.
     #[error("the store holds what it should not: {0}")]
     Corrupt(String),
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> StoreError {
+        match error {
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::ColumnNotFound(_) => {
+                StoreError::Corrupt(error.to_string())
+            }
+            other => StoreError::Unavailable(other.to_string()),
+        }
+    }
 }
 
 /// What the store's callers get.
@@ -550,6 +572,8 @@ pub enum PutAgent {
     NoSuchWorker,
     /// The org has `org_agents_max` agents.
     Full,
+    /// `session_mode: file` needs a directory that every turn finds again, and this store serves several hosts.
+    NoFileMode,
 }
 
 /// Everything that the host remembers.

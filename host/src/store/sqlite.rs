@@ -37,17 +37,6 @@ mod tests;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
 
-/// Declares statements and lists them, so that one test can look at every plan.
-macro_rules! statements {
-    ($($(#[$doc:meta])* $name:ident = $sql:expr;)*) => {
-        $($(#[$doc])* pub(super) const $name: &str = $sql;)*
-        /// Every statement of this module, by name.
-        #[cfg(test)]
-        pub(super) const STATEMENTS: &[(&str, &str)] = &[$((stringify!($name), $name)),*];
-    };
-}
-use statements;
-
 const DATABASE: &str = "turnhouse.db";
 const LOCK: &str = "turnhouse.lock";
 
@@ -255,16 +244,5 @@ fn opening(file: &Path, error: sqlx::Error) -> StoreError {
         14 => StoreError::Unavailable(format!("{file} cannot be opened; make it and its directory writable")),
         26 => StoreError::Corrupt(format!("{file} is not a database; move it away or name another data directory")),
         _ => StoreError::Unavailable(format!("{file}: {error}")),
-    }
-}
-
-impl From<sqlx::Error> for StoreError {
-    fn from(error: sqlx::Error) -> StoreError {
-        match error {
-            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::ColumnNotFound(_) => {
-                StoreError::Corrupt(error.to_string())
-            }
-            other => StoreError::Unavailable(other.to_string()),
-        }
     }
 }

@@ -7,7 +7,6 @@ use uuid::Uuid;
 use super::claim::{Start, parsed};
 use super::commit::Ending;
 use super::counts::Stage;
-use super::statements;
 use super::writer::{Fault, Tried, Tx};
 use crate::admission::{self, Decision, Facts};
 use crate::gate::{self, Grant, SessionMode};

@@ -7,7 +7,6 @@ use sqlx::sqlite::SqliteRow;
 
 use super::SqliteStore;
 use super::reads::{id, one_more, page};
-use super::statements;
 use super::writer::{Fault, Tried, Tx};
 use crate::agent::{Agent, AgentSettings};
 use crate::clock::Timestamp;

@@ -9,7 +9,6 @@ use uuid::Uuid;
 
 use super::accept::uuid;
 use super::counts::Stage;
-use super::statements;
 use super::writer::{Fault, Tried, Tx};
 use crate::clock::Timestamp;
 use crate::event::{EventBatch, raw};

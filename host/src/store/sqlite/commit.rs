@@ -7,7 +7,6 @@ use uuid::Uuid;
 use super::accept::uuid;
 use super::claim::parsed;
 use super::counts::Stage;
-use super::statements;
 use super::writer::{Fault, Tried, Tx};
 use crate::clock::Timestamp;
 use crate::event::EventBatch;

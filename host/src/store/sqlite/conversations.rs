@@ -7,7 +7,6 @@ use uuid::Uuid;
 
 use super::SqliteStore;
 use super::reads::{id, one_more, page, uuid};
-use super::statements;
 use super::writer::{Fault, Tried, Tx};
 use crate::caller::Owned;
 use crate::clock::Timestamp;

@@ -8,7 +8,7 @@ use rusqlite::params;
 use uuid::Uuid;
 
 use super::catalog::Upload;
-use super::{SqliteStore, blocking, closed, statements};
+use super::{SqliteStore, blocking, closed};
 use crate::agent::{Agent, AgentSettings};
 use crate::caller::Owned;
 use crate::clock::Timestamp;

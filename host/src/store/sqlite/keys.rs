@@ -6,7 +6,6 @@ use sqlx::sqlite::SqliteRow;
 
 use super::SqliteStore;
 use super::reads::id;
-use super::statements;
 use super::writer::{Tried, Tx};
 use crate::caller::Scopes;
 use crate::clock::Timestamp;

@@ -7,7 +7,6 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use super::SqliteStore;
-use super::statements;
 use crate::caller::Owned;
 use crate::clock::Timestamp;
 use crate::event::{Event, EventBatch, EventId};

@@ -4,7 +4,6 @@ use rusqlite::params;
 
 use super::accept::millis;
 use super::counts::Stage;
-use super::statements;
 use super::writer::{Tried, Tx};
 use crate::store::{Append, Fenced, Requeue};
 

@@ -5,7 +5,6 @@ use sqlx::Row;
 
 use super::SqliteStore;
 use super::reads::id;
-use super::statements;
 use super::writer::{Tried, Tx};
 use crate::clock::Timestamp;
 use crate::gate::GateRefusal;

@@ -10,7 +10,6 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
 
 use super::counts::{Counts, Stage};
-use super::statements;
 use crate::clock::Timestamp;
 use crate::ids::{OrgId, ReplicaId};
 use crate::store::{StoreError, Write, Written};
