@@ -175,6 +175,7 @@ async fn deploy(host: &Host, org: &OrgId, module: &Module, default: bool) -> Res
     match host.put_agent(org, &module.agent, settings).await {
         Ok(PutAgent::Stored { .. }) => Ok(version),
         Ok(PutAgent::NoSuchWorker) => Err(CliError::failed(format!("worker {} was deleted meanwhile", module.worker))),
+        Ok(PutAgent::NoFileMode) => Err(CliError::failed("session_mode \"file\" needs the embedded store")),
         Ok(PutAgent::Full) => Err(CliError::failed("the org has all the agents that it may have")),
         Err(PutAgentError::Invalid(error)) => Err(CliError::failed(error.to_string())),
         Err(PutAgentError::Store(error)) => Err(database::failed(error)),

@@ -53,7 +53,7 @@ pub async fn provide_default_agent(store: &dyn Store, org: &OrgId, now: Timestam
     let settings = AgentSettings { version: Some(version), default: true, ..AgentSettings::of(worker) };
     match store.put_agent(org, &agent, settings, limits.org_agents_max, now).await? {
         PutAgent::Stored { .. } => Ok(Some(agent)),
-        PutAgent::NoSuchWorker | PutAgent::Full => Ok(None),
+        PutAgent::NoSuchWorker | PutAgent::Full | PutAgent::NoFileMode => Ok(None),
     }
 }
 

@@ -56,6 +56,10 @@ async fn put_agent(
             let max = gateway.host.config.limits.org_agents_max;
             Err(Problem::new(Code::QuotaExhausted, format!("this org has {max} agents, the limit; delete some first")))
         }
+        Ok(PutAgent::NoFileMode) => Err(Problem::new(
+            Code::InvalidSetting,
+            "session_mode: \"file\" needs a directory of its own on one host, and here several hosts share a database; use \"snapshot\"",
+        )),
         Err(PutAgentError::Invalid(invalid)) => Err(Problem::new(Code::InvalidSetting, invalid.0)),
         Err(PutAgentError::Store(error)) => Err(error.into()),
     }

@@ -18,7 +18,7 @@ use crate::ids::{OrgId, RunId, TurnId};
 use crate::lease::{Epoch, Lease};
 use crate::store::{
     Accept, AcceptResult, Append, ClaimRequest, Claimed, Commit, CommitResult, Ended, Fenced, Head, Requeue, Result,
-    Snapshot, StoreError, Write, Written,
+    Snapshot, Write, Written,
 };
 use crate::turn::{CancelledBy, Outcome};
 
@@ -34,7 +34,8 @@ pub(super) struct Hot {
     pub(super) live: i64,
 }
 
-const WRITE_BATCH: &str = "SELECT * FROM write_batch($1::bigint, $2::text[], $3::jsonb, $4::bytea[], $5::int, $6::bigint, $7::text)";
+const WRITE_BATCH: &str =
+    "SELECT * FROM write_batch($1::bigint, $2::text[], $3::jsonb, $4::bytea[], $5::int, $6::bigint, $7::text)";
 
 /// One item as the function takes it. What it does not need is left out. Numbers that name a body count from 1.
 #[derive(Debug, Default, Serialize)]
@@ -68,7 +69,7 @@ struct AcceptItem<'a> {
     usr: &'a str,
     sees_all: bool,
     dry: bool,
-    key: Option<&'a str>,
+    key: Option<Cow<'a, str>>,
     hash: Option<usize>,
     msg: usize,
     on_busy: &'static str,
@@ -205,16 +206,16 @@ impl PostgresStore {
             let hot = self.hot.lock();
             (hot.cursor.clone(), hot.live)
         };
-        let rows = sqlx::query(WRITE_BATCH)
+        let asked = self
+            .query(WRITE_BATCH)
             .bind(self.clock.of(now))
             .bind(orgs)
             .bind(Json(&items))
             .bind(bodies)
             .bind(self.snapshots_kept)
             .bind(live)
-            .bind(cursor)
-            .fetch_all(&self.pool)
-            .await?;
+            .bind(cursor);
+        let rows = self.rows(asked).await?;
         let mut answers = Vec::with_capacity(batch.len());
         let mut rows = rows.into_iter().peekable();
         let (mut came, mut served) = (0, None);
@@ -285,13 +286,7 @@ fn describe<'a>(item: &'a Write, bodies: &mut Bodies<'a>) -> Result<Item<'a>, sq
 
 /// What is written under a lease.
 fn held<'a>(kind: &'static str, lease: &'a Lease) -> Item<'a> {
-    Item {
-        kind,
-        org: Some(lease.org.as_str()),
-        turn: Some(lease.turn.0),
-        epoch: Some(lease.epoch),
-        ..Item::default()
-    }
+    Item { kind, org: Some(lease.org.as_str()), turn: Some(lease.turn.0), epoch: Some(lease.epoch), ..Item::default() }
 }
 
 fn accept_item<'a>(accept: &'a Accept, bodies: &mut Bodies<'a>) -> Item<'a> {
@@ -305,7 +300,7 @@ fn accept_item<'a>(accept: &'a Accept, bodies: &mut Bodies<'a>) -> Item<'a> {
         usr: accept.user.as_str(),
         sees_all: accept.sees_all,
         dry: accept.dry_run,
-        key: accept.key.as_ref().map(|(key, _)| key.as_str()),
+        key: accept.key.as_ref().map(|(key, _)| storable(key)),
         hash: accept.key.as_ref().map(|(_, hash)| bodies.add(&hash[..])),
         msg: bodies.add(&accept.message[..]),
         on_busy: match accept.on_busy {
@@ -392,6 +387,15 @@ fn commit_item<'a>(commit: &'a Commit, bodies: &mut Bodies<'a>) -> Result<Item<'
         commit: Some(item),
         ..Item::default()
     })
+}
+
+/// A caller's own text as the database can hold it: a NUL byte, which it cannot, is written as `\0`. Two texts never become one.
+fn storable(text: &str) -> Cow<'_, str> {
+    if text.contains(['\0', '\\']) {
+        Cow::Owned(text.replace('\\', "\\\\").replace('\0', "\\0"))
+    } else {
+        Cow::Borrowed(text)
+    }
 }
 
 /// What the rows say of an item.

@@ -1,0 +1,147 @@
+//! Conversations: made, listed, deleted, begun anew. Their row is never removed: places go on where they were.
+
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+use uuid::Uuid;
+
+use super::PostgresStore;
+use super::reads::{id, one_more, page};
+use crate::caller::Owned;
+use crate::clock::Timestamp;
+use crate::ids::{AgentId, ConversationId, OrgId, RunId, TurnId, UserId};
+use crate::store::{ConversationRecord, Ended, Page, Result};
+use crate::turn::{CancelledBy, Outcome};
+
+statements! {
+    CONVERSATION = "-- conversation
+SELECT agent_id, conversation_id, user_id, created_at, head_run, generation FROM conversations
+ WHERE org_id = $1 AND agent_id = $2 AND conversation_id = $3 AND deleted_at IS NULL";
+    /// Also of one that is deleted.
+    GENERATION = "-- generation
+SELECT generation FROM conversations WHERE org_id = $1 AND agent_id = $2 AND conversation_id = $3";
+    CONVERSATIONS = "-- conversations
+SELECT agent_id, conversation_id, user_id, created_at, head_run, generation FROM conversations
+ WHERE org_id = $1 AND agent_id = $2 AND conversation_id > $3 AND deleted_at IS NULL ORDER BY conversation_id LIMIT $4";
+    CONVERSATIONS_OF = "-- conversations_of
+SELECT agent_id, conversation_id, user_id, created_at, head_run, generation FROM conversations
+ WHERE org_id = $1 AND agent_id = $2 AND user_id = $5 AND conversation_id > $3 AND deleted_at IS NULL ORDER BY conversation_id LIMIT $4";
+    OPEN = "-- open
+SELECT open_conversation($1::bigint, $2, $3, $4, $5, $6)";
+    DELETE = "-- delete
+SELECT turn, was, accepted, ended FROM delete_conversation($1::bigint, $2, $3, $4, $5)";
+    RESET = "-- reset
+SELECT reset_snapshot($1, $2, $3, $4)";
+}
+
+impl PostgresStore {
+    pub(super) async fn read_conversation(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+    ) -> Result<Option<Owned<ConversationRecord>>> {
+        let asked = self.query(CONVERSATION).bind(org.as_str()).bind(agent.as_str()).bind(conversation.as_str());
+        let row = self.row(asked).await?;
+        row.map(|row| record(&row).map(|found| Owned::new(org.clone(), found.user.clone(), found))).transpose()
+    }
+
+    pub(super) async fn read_generation(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+    ) -> Result<Option<Uuid>> {
+        let asked = self.query(GENERATION).bind(org.as_str()).bind(agent.as_str()).bind(conversation.as_str());
+        self.row(asked).await?.map(|row| Ok(row.try_get(0)?)).transpose()
+    }
+
+    pub(super) async fn read_conversations(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        user: Option<&UserId>,
+        after: Option<&ConversationId>,
+        limit: usize,
+    ) -> Result<Page<ConversationRecord>> {
+        let asked = self
+            .query(if user.is_some() { CONVERSATIONS_OF } else { CONVERSATIONS })
+            .bind(org.as_str())
+            .bind(agent.as_str())
+            .bind(after.map_or("", ConversationId::as_str))
+            .bind(one_more(limit));
+        let asked = match user {
+            Some(user) => asked.bind(user.as_str()),
+            None => asked,
+        };
+        page(&self.rows(asked).await?, limit, record)
+    }
+
+    /// `true`: it did not exist.
+    pub(super) async fn write_conversation(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        user: &UserId,
+        now: Timestamp,
+    ) -> Result<bool> {
+        let asked = self
+            .query(OPEN)
+            .bind(self.clock.of(now))
+            .bind(org.as_str())
+            .bind(agent.as_str())
+            .bind(conversation.as_str())
+            .bind(user.as_str())
+            .bind(Uuid::now_v7());
+        Ok(self.one(asked).await?.try_get(0)?)
+    }
+
+    pub(super) async fn write_deletion(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        now: Timestamp,
+    ) -> Result<Vec<Ended>> {
+        let asked = self
+            .query(DELETE)
+            .bind(self.clock.of(now))
+            .bind(org.as_str())
+            .bind(agent.as_str())
+            .bind(conversation.as_str())
+            .bind(Uuid::now_v7());
+        let rows = self.rows(asked).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(Ended {
+                    org: org.clone(),
+                    turn: TurnId(row.try_get(0)?),
+                    agent: agent.clone(),
+                    outcome: Outcome::Cancelled { by: CancelledBy::Deleted },
+                    usage: None,
+                    was_running: row.try_get::<&str, _>(1)? == "running",
+                    accepted_at: Timestamp(row.try_get(2)?),
+                    ended_at: Timestamp(row.try_get(3)?),
+                    promoted: false,
+                })
+            })
+            .collect()
+    }
+
+    pub(super) async fn write_reset(&self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) -> Result<()> {
+        let asked = self.query(RESET).bind(org.as_str()).bind(agent.as_str()).bind(conversation.as_str());
+        self.rows(asked.bind(Uuid::now_v7())).await?;
+        Ok(())
+    }
+}
+
+fn record(row: &PgRow) -> Result<ConversationRecord> {
+    let (head, generation): (Uuid, Uuid) = (row.try_get(4)?, row.try_get(5)?);
+    Ok(ConversationRecord {
+        agent: id(row, 0)?,
+        id: id(row, 1)?,
+        user: id(row, 2)?,
+        created_at: Timestamp(row.try_get(3)?),
+        snapshot_run: (head != generation).then_some(RunId(head)),
+    })
+}

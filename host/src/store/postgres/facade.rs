@@ -1,0 +1,284 @@
+//! [`Store`] for [`PostgresStore`]: which statement each method is, and nothing else.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::catalog::Upload;
+use super::{Clock, PostgresStore, millis};
+use crate::agent::{Agent, AgentSettings};
+use crate::caller::Owned;
+use crate::clock::Timestamp;
+use crate::event::EventId;
+use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, WorkerName};
+use crate::lease::Lease;
+use crate::store::{
+    ConversationRecord, Deleted, Direction, Ended, EventPage, KeyRecord, LiveCounts, OrgRecord, Page, PutAgent,
+    PutWorker, Result, Store, SweepFindings, TurnRecord, WorkerVersion, Write, Written,
+};
+
+statements! {
+    REGISTER = "-- register
+INSERT INTO replicas (replica_id, registered_at, expires_at)
+SELECT $1, n.now, n.now + $3 FROM (SELECT coalesce($2::bigint, turnhouse_now()) AS now) n";
+    /// No row: it has expired, and whoever holds its turns now must not meet it again.
+    RENEW = "-- renew
+UPDATE replicas SET expires_at = coalesce($2::bigint, turnhouse_now()) + $3
+ WHERE replica_id = $1 AND expires_at > coalesce($2::bigint, turnhouse_now())";
+    DRAIN = "-- drain
+UPDATE replicas SET draining = true WHERE replica_id = $1";
+    /// What it still holds is taken over as from the dead; the sweep forgets it then.
+    RETIRE = "-- retire
+UPDATE replicas SET expires_at = least(expires_at, coalesce($2::bigint, turnhouse_now())), draining = true WHERE replica_id = $1";
+    /// Not `<= now` again: who has expired stays expired since then. No host on a shared database asks for this: the others are alive.
+    EXPIRE_OTHERS = "-- expire_others
+UPDATE replicas SET expires_at = n.now FROM (SELECT coalesce($2::bigint, turnhouse_now()) AS now) n WHERE replica_id <> $1 AND expires_at > n.now";
+    PING = "-- ping
+SELECT 1";
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn write(&self, batch: Vec<Write>, now: Timestamp) -> Result<Vec<Written>> {
+        self.write_batch(batch, now).await
+    }
+
+    async fn register_replica(&self, replica: ReplicaId, now: Timestamp, ttl_ms: u64) -> Result<()> {
+        let ttl = millis(ttl_ms);
+        self.change(self.query(REGISTER).bind(replica.0).bind(self.clock.of(now)).bind(ttl)).await?;
+        Ok(())
+    }
+
+    async fn renew_replica(&self, replica: ReplicaId, now: Timestamp, ttl_ms: u64) -> Result<bool> {
+        let ttl = millis(ttl_ms);
+        Ok(self.change(self.query(RENEW).bind(replica.0).bind(self.clock.of(now)).bind(ttl)).await? == 1)
+    }
+
+    async fn drain_replica(&self, replica: ReplicaId) -> Result<()> {
+        self.change(self.query(DRAIN).bind(replica.0)).await?;
+        Ok(())
+    }
+
+    async fn retire_replica(&self, replica: ReplicaId) -> Result<()> {
+        // Whoever passes the time passes none here: before all of it.
+        let at = match self.clock {
+            Clock::Database => None,
+            Clock::Passed => Some(0_i64),
+        };
+        self.change(self.query(RETIRE).bind(replica.0).bind(at)).await?;
+        Ok(())
+    }
+
+    async fn expire_other_replicas(&self, except: ReplicaId, now: Timestamp) -> Result<u64> {
+        Ok(self.change(self.query(EXPIRE_OTHERS).bind(except.0).bind(self.clock.of(now))).await?)
+    }
+
+    async fn sweep(&self, now: Timestamp, gate_refusals_max: u32, limit: usize) -> Result<SweepFindings> {
+        self.find_overdue(now, gate_refusals_max, limit).await
+    }
+
+    async fn forget_keys(&self, before: Timestamp, limit: usize) -> Result<usize> {
+        self.forget_keys_before(before, limit).await
+    }
+
+    async fn live_counts(&self) -> Result<LiveCounts> {
+        self.read_live_counts().await
+    }
+
+    async fn turn(&self, org: &OrgId, turn: TurnId) -> Result<Option<Owned<TurnRecord>>> {
+        self.read_turn(org, turn).await
+    }
+
+    async fn events(
+        &self,
+        org: &OrgId,
+        turn: TurnId,
+        after: Option<EventId>,
+        bytes_max: usize,
+    ) -> Result<Option<EventPage>> {
+        self.read_events(org, turn, after, bytes_max).await
+    }
+
+    async fn turns(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        after: Option<i64>,
+        direction: Direction,
+        with_private: bool,
+        limit: usize,
+    ) -> Result<Page<TurnRecord>> {
+        self.read_turns(org, agent, conversation, after, direction, with_private, limit).await
+    }
+
+    async fn running_turns(&self, replica: ReplicaId) -> Result<Vec<Lease>> {
+        self.read_running(replica).await
+    }
+
+    async fn stale(&self, leases: &[Lease]) -> Result<Vec<TurnId>> {
+        self.read_stale(leases).await
+    }
+
+    async fn open_conversation(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        user: &UserId,
+        now: Timestamp,
+    ) -> Result<(Owned<ConversationRecord>, bool)> {
+        loop {
+            let made = match self.read_conversation(org, agent, conversation).await? {
+                Some(found) => return Ok((found, false)),
+                None => self.write_conversation(org, agent, conversation, user, now).await?,
+            };
+            // Deleted between the two: begin it again.
+            if let Some(found) = self.read_conversation(org, agent, conversation).await? {
+                return Ok((found, made));
+            }
+        }
+    }
+
+    async fn conversation(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+    ) -> Result<Option<Owned<ConversationRecord>>> {
+        self.read_conversation(org, agent, conversation).await
+    }
+
+    async fn generation(&self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) -> Result<Option<Uuid>> {
+        self.read_generation(org, agent, conversation).await
+    }
+
+    async fn conversations(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        user: Option<&UserId>,
+        after: Option<&ConversationId>,
+        limit: usize,
+    ) -> Result<Page<ConversationRecord>> {
+        self.read_conversations(org, agent, user, after, limit).await
+    }
+
+    async fn delete_conversation(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        now: Timestamp,
+    ) -> Result<Vec<Ended>> {
+        self.write_deletion(org, agent, conversation, now).await
+    }
+
+    async fn reset_snapshot(&self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) -> Result<()> {
+        self.write_reset(org, agent, conversation).await
+    }
+
+    async fn put_worker(
+        &self,
+        org: &OrgId,
+        worker: &WorkerName,
+        digest: [u8; 32],
+        wasm: Bytes,
+        imports: Vec<String>,
+        compile_ms: f64,
+        workers_max: usize,
+        versions_kept: usize,
+        now: Timestamp,
+    ) -> Result<PutWorker> {
+        let upload = Upload { digest, wasm, imports, compile_ms };
+        self.write_worker(org, worker, &upload, workers_max, versions_kept, now).await
+    }
+
+    async fn workers(&self, org: &OrgId, after: Option<&WorkerName>, limit: usize) -> Result<Page<WorkerVersion>> {
+        self.read_workers(org, after, limit).await
+    }
+
+    async fn worker_versions(&self, org: &OrgId, worker: &WorkerName) -> Result<Vec<WorkerVersion>> {
+        self.read_worker_versions(org, worker).await
+    }
+
+    async fn worker_version(&self, org: &OrgId, worker: &WorkerName, version: u32) -> Result<Option<WorkerVersion>> {
+        self.read_worker_version(org, worker, version).await
+    }
+
+    async fn module(&self, org: &OrgId, digest: [u8; 32]) -> Result<Option<Bytes>> {
+        self.read_module(org, digest).await
+    }
+
+    async fn delete_worker(&self, org: &OrgId, worker: &WorkerName) -> Result<Deleted> {
+        self.erase_worker(org, worker).await
+    }
+
+    async fn put_agent(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        settings: AgentSettings,
+        agents_max: usize,
+        now: Timestamp,
+    ) -> Result<PutAgent> {
+        self.write_agent(org, agent, settings, agents_max, now).await
+    }
+
+    async fn agent(&self, org: &OrgId, agent: &AgentId) -> Result<Option<Agent>> {
+        self.read_agent(org, agent).await
+    }
+
+    async fn default_agent(&self, org: &OrgId) -> Result<Option<Agent>> {
+        self.read_default_agent(org).await
+    }
+
+    async fn agents(&self, org: &OrgId, after: Option<&AgentId>, limit: usize) -> Result<Page<Agent>> {
+        self.read_agents(org, after, limit).await
+    }
+
+    async fn delete_agent(&self, org: &OrgId, agent: &AgentId) -> Result<Deleted> {
+        self.erase_agent(org, agent).await
+    }
+
+    async fn create_org(&self, org: &OrgId, owner: &UserId, now: Timestamp) -> Result<bool> {
+        self.write_org(org, owner, now).await
+    }
+
+    async fn orgs(&self) -> Result<Vec<OrgRecord>> {
+        self.read_orgs().await
+    }
+
+    async fn create_key(&self, hash: [u8; 32], key: &KeyRecord) -> Result<bool> {
+        self.write_key(hash, key).await
+    }
+
+    async fn key(&self, hash: [u8; 32]) -> Result<Option<KeyRecord>> {
+        self.read_key(hash).await
+    }
+
+    async fn keys(&self, org: &OrgId) -> Result<Vec<KeyRecord>> {
+        self.read_keys(org).await
+    }
+
+    async fn revoke_key(&self, org: &OrgId, id: &str, now: Timestamp) -> Result<bool> {
+        self.write_revocation(org, id, now).await
+    }
+
+    async fn touch_keys(&self, used: &[(OrgId, String)], now: Timestamp) -> Result<()> {
+        self.write_last_use(used, now).await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        self.rows(self.query(PING)).await?;
+        Ok(())
+    }
+
+    async fn close(&self) {
+        // Whoever is cut off from the database need not say goodbye to it.
+        let closed = tokio::time::timeout(super::ACQUIRE_TIMEOUT, self.pool.close()).await;
+        if closed.is_err() {
+            tracing::debug!("the database did not answer the close of its connections");
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Orgs and API keys.
+
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+
+use super::PostgresStore;
+use super::reads::id;
+use crate::caller::Scopes;
+use crate::clock::Timestamp;
+use crate::ids::{OrgId, UserId};
+use crate::store::{KeyRecord, OrgRecord, Result, StoreError};
+
+statements! {
+    /// With the row under whose lock its turns will change.
+    ORG_NEW = "-- org_new
+WITH made AS (INSERT INTO orgs (org_id, owner_user, created_at) VALUES ($1, $2, coalesce($3::bigint, turnhouse_now()))
+              ON CONFLICT (org_id) DO NOTHING RETURNING 1),
+     load AS (INSERT INTO org_load (org_id) VALUES ($1) ON CONFLICT (org_id) DO NOTHING)
+SELECT EXISTS (SELECT 1 FROM made)";
+    /// The one list without an org: it is the operator's.
+    ORGS = "-- orgs
+SELECT org_id, owner_user, created_at FROM orgs ORDER BY org_id";
+    /// $7 is when its maker made it, $8 when it shall end by the same clock; $9 the time when it is not the database's.
+    KEY_NEW = "-- key_new
+INSERT INTO api_keys (org_id, key_id, key_hash, user_id, scopes, name, created_at, expires_at)
+SELECT $1, $2, $3, $4, $5, $6, n.now, n.now + ($8::bigint - $7::bigint)
+  FROM (SELECT coalesce($9::bigint, turnhouse_now()) AS now) n WHERE EXISTS (SELECT 1 FROM orgs WHERE org_id = $1)";
+    KEY = "-- key
+SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at FROM api_keys WHERE key_hash = $1";
+    KEYS = "-- keys
+SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at FROM api_keys
+ WHERE org_id = $1 ORDER BY created_at DESC, key_id";
+    KEY_REVOKE = "-- key_revoke
+UPDATE api_keys SET revoked_at = coalesce(revoked_at, $3::bigint, turnhouse_now()) WHERE org_id = $1 AND key_id = $2";
+    /// To the minute: a key that is used all the time is written now and then. In the order of keys, so that two hosts do not lock each other out.
+    KEY_TOUCH = "-- key_touch
+WITH used AS MATERIALIZED (
+  SELECT k.org_id, k.key_id, n.minute FROM (SELECT t.now - t.now % 60000 AS minute FROM (SELECT coalesce($3::bigint, turnhouse_now()) AS now) t) n,
+         unnest($1::text[], $2::text[]) AS u (org_id, key_id)
+    JOIN api_keys k ON k.org_id = u.org_id AND k.key_id = u.key_id
+   WHERE k.last_used_at IS NULL OR k.last_used_at < n.minute
+   ORDER BY k.org_id, k.key_id FOR NO KEY UPDATE OF k)
+UPDATE api_keys k SET last_used_at = used.minute FROM used WHERE k.org_id = used.org_id AND k.key_id = used.key_id";
+}
+
+impl PostgresStore {
+    pub(super) async fn write_org(&self, org: &OrgId, owner: &UserId, now: Timestamp) -> Result<bool> {
+        let asked = self.query(ORG_NEW).bind(org.as_str()).bind(owner.as_str()).bind(self.clock.of(now));
+        Ok(self.one(asked).await?.try_get(0)?)
+    }
+
+    pub(super) async fn read_orgs(&self) -> Result<Vec<OrgRecord>> {
+        let rows = self.rows(self.query(ORGS)).await?;
+        rows.iter()
+            .map(|row| Ok(OrgRecord { id: id(row, 0)?, owner: id(row, 1)?, created_at: Timestamp(row.try_get(2)?) }))
+            .collect()
+    }
+
+    pub(super) async fn write_key(&self, hash: [u8; 32], key: &KeyRecord) -> Result<bool> {
+        let asked = self
+            .query(KEY_NEW)
+            .bind(key.org.as_str())
+            .bind(key.id.as_str())
+            .bind(&hash[..])
+            .bind(key.user.as_str())
+            .bind(key.scopes.to_string())
+            .bind(key.name.as_str())
+            .bind(key.created_at.0)
+            .bind(key.expires_at.map(|at| at.0))
+            .bind(self.clock.of(key.created_at));
+        Ok(self.change(asked).await? == 1)
+    }
+
+    pub(super) async fn read_key(&self, hash: [u8; 32]) -> Result<Option<KeyRecord>> {
+        let row = self.row(self.query(KEY).bind(&hash[..])).await?;
+        row.as_ref().map(record).transpose()
+    }
+
+    pub(super) async fn read_keys(&self, org: &OrgId) -> Result<Vec<KeyRecord>> {
+        let rows = self.rows(self.query(KEYS).bind(org.as_str())).await?;
+        rows.iter().map(record).collect()
+    }
+
+    pub(super) async fn write_revocation(&self, org: &OrgId, id: &str, now: Timestamp) -> Result<bool> {
+        let asked = self.query(KEY_REVOKE).bind(org.as_str()).bind(id).bind(self.clock.of(now));
+        Ok(self.change(asked).await? == 1)
+    }
+
+    pub(super) async fn write_last_use(&self, used: &[(OrgId, String)], now: Timestamp) -> Result<()> {
+        let orgs: Vec<&str> = used.iter().map(|(org, _)| org.as_str()).collect();
+        let keys: Vec<&str> = used.iter().map(|(_, key)| key.as_str()).collect();
+        self.change(self.query(KEY_TOUCH).bind(orgs).bind(keys).bind(self.clock.of(now))).await?;
+        Ok(())
+    }
+}
+
+fn record(row: &PgRow) -> Result<KeyRecord> {
+    let scopes: &str = row.try_get(3)?;
+    let time = |column: usize| row.try_get::<Option<i64>, _>(column).map(|at| at.map(Timestamp));
+    Ok(KeyRecord {
+        id: row.try_get(0)?,
+        org: id(row, 1)?,
+        user: id(row, 2)?,
+        scopes: Scopes::parse(scopes).map_err(|name| StoreError::Corrupt(format!("{name:?} is no scope")))?,
+        name: row.try_get(4)?,
+        created_at: Timestamp(row.try_get(5)?),
+        expires_at: time(6)?,
+        revoked_at: time(7)?,
+        last_used_at: time(8)?,
+    })
+}

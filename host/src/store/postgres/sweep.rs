@@ -1,0 +1,106 @@
+//! What is overdue, and what a crash left standing. The finding reads without a lock; ending a turn is the commit's, which decides.
+
+use sqlx::Row;
+use uuid::Uuid;
+
+use super::PostgresStore;
+use super::reads::{id, limit as rows_max, small};
+use crate::clock::Timestamp;
+use crate::gate::GateRefusal;
+use crate::ids::{AgentId, ConversationId, OrgId, TurnId};
+use crate::lease::EPOCH_MAX;
+use crate::store::{LiveCounts, Overdue, OverdueReason, Result, StoreError, SweepFindings};
+
+statements! {
+    /// $1 the time, $2 how many, $3 the gate's refusals, $4 the bound on epochs: past their deadlines; what the dead held and may not be run again; what the
+    /// gate refused too often; what was handed round for ever. Each part in its own order of an index, and the first of all in the order of deadlines.
+    SWEEP_OVERDUE = "-- sweep_overdue
+WITH n AS MATERIALIZED (SELECT coalesce($1::bigint, turnhouse_now()) AS now)
+(SELECT m.org_id, m.turn_id, m.epoch, m.state FROM turn_markers m WHERE m.deadline_at <= (SELECT now FROM n) ORDER BY m.deadline_at LIMIT $2)
+UNION ALL
+(SELECT m.org_id, m.turn_id, m.epoch, CASE WHEN m.effects THEN 'host_lost' ELSE 'attempts_exhausted' END
+   FROM replicas d JOIN turn_markers m ON m.holder = d.replica_id AND m.state = 'running'
+  WHERE d.expires_at <= (SELECT now FROM n) AND (m.effects OR m.attempt >= m.attempts_max OR m.epoch >= $4) AND m.deadline_at > (SELECT now FROM n) LIMIT $2)
+UNION ALL
+(SELECT m.org_id, m.turn_id, m.epoch, m.refusal FROM turn_markers m
+  WHERE m.refusals > 0 AND m.refusals >= $3 AND m.state = 'ready' AND m.deadline_at > (SELECT now FROM n) LIMIT $2)
+UNION ALL
+(SELECT m.org_id, m.turn_id, m.epoch, 'attempts_exhausted' FROM turn_markers m
+  WHERE m.epoch >= 1000000 AND m.epoch >= $4 AND m.state = 'ready' AND m.deadline_at > (SELECT now FROM n) LIMIT $2)";
+    /// Lanes with waiting turns and no active one: never seen, but nothing else would mend them.
+    SWEEP_STUCK = "-- sweep_stuck
+SELECT DISTINCT w.org_id, w.agent_id, w.conversation_id FROM turn_markers w WHERE w.state = 'waiting' AND NOT EXISTS (
+  SELECT 1 FROM turn_markers a WHERE a.org_id = w.org_id AND a.agent_id = w.agent_id AND a.conversation_id = w.conversation_id
+     AND a.state IN ('ready', 'running') AND a.seq IS NOT NULL) LIMIT $1";
+    SWEEP_REPAIR = "-- sweep_repair
+SELECT repair_lane($1::bigint, $2, $3, $4)";
+    /// Whether a free slot would find something: the same conditions as the claim's.
+    SWEEP_READY = "-- sweep_ready
+WITH n AS MATERIALIZED (SELECT coalesce($1::bigint, turnhouse_now()) AS now)
+SELECT EXISTS (SELECT 1 FROM turn_markers m
+                WHERE m.state = 'ready' AND m.not_before <= (SELECT now FROM n) AND m.deadline_at > (SELECT now FROM n) AND m.epoch < $2)
+    OR EXISTS (SELECT 1 FROM replicas d JOIN turn_markers m ON m.holder = d.replica_id AND m.state = 'running'
+                WHERE d.expires_at <= (SELECT now FROM n) AND m.attempt < m.attempts_max AND NOT m.effects AND m.deadline_at > (SELECT now FROM n) AND m.epoch < $2)";
+    /// Incarnations that are long dead and hold nothing any more. Long: a claim that was under way when they died has ended since, so that none of its
+    /// markers names a holder whom nobody knows.
+    SWEEP_REPLICAS = "-- sweep_replicas
+DELETE FROM replicas d WHERE d.expires_at <= coalesce($1::bigint, turnhouse_now()) - 60000
+   AND NOT EXISTS (SELECT 1 FROM turn_markers m WHERE m.holder = d.replica_id AND m.state = 'running')";
+    FORGET_KEYS = "-- forget_keys
+DELETE FROM idempotency_keys WHERE (org_id, agent_id, conversation_id, idem_key) IN (
+  SELECT org_id, agent_id, conversation_id, idem_key FROM idempotency_keys WHERE created_at < $1 ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED)";
+    LIVE = "-- live
+SELECT coalesce(sum(waiting), 0)::bigint, coalesce(sum(ready), 0)::bigint, coalesce(sum(running), 0)::bigint FROM org_load";
+}
+
+impl PostgresStore {
+    pub(super) async fn find_overdue(
+        &self,
+        now: Timestamp,
+        gate_refusals_max: u32,
+        limit: usize,
+    ) -> Result<SweepFindings> {
+        let at = self.clock.of(now);
+        let epoch_max = i32::try_from(EPOCH_MAX).unwrap_or(i32::MAX);
+        let refusals_max = i32::try_from(gate_refusals_max.max(1)).unwrap_or(i32::MAX);
+        let mut findings = SweepFindings::default();
+        let asked = self.query(SWEEP_OVERDUE).bind(at).bind(rows_max(limit)).bind(refusals_max).bind(epoch_max);
+        for row in self.rows(asked).await? {
+            let why = match row.try_get::<&str, _>(3)? {
+                "waiting" => OverdueReason::QueueTimeout,
+                "ready" => OverdueReason::AdmissionTimeout,
+                "running" => OverdueReason::TurnTimeout,
+                "host_lost" => OverdueReason::HostLost,
+                "attempts_exhausted" => OverdueReason::AttemptsExhausted,
+                "missing_org" => OverdueReason::GateRefused(GateRefusal::MissingOrg),
+                "missing_conversation" => OverdueReason::GateRefused(GateRefusal::MissingConversation),
+                other => return Err(StoreError::Corrupt(format!("{other:?} is no reason to end a turn"))),
+            };
+            let turn = TurnId(row.try_get::<Uuid, _>(1)?);
+            findings.overdue.push(Overdue { org: id(&row, 0)?, turn, epoch: small(&row, 2)?, why });
+        }
+        findings.overdue.truncate(limit);
+        for row in self.rows(self.query(SWEEP_STUCK).bind(rows_max(limit))).await? {
+            let (org, agent, conversation): (OrgId, AgentId, ConversationId) =
+                (id(&row, 0)?, id(&row, 1)?, id(&row, 2)?);
+            let asked = self.query(SWEEP_REPAIR).bind(at).bind(org.as_str()).bind(agent.as_str());
+            if self.one(asked.bind(conversation.as_str())).await?.try_get(0)? {
+                tracing::error!(%org, %agent, %conversation, "a conversation's next turn had not been made ready");
+            }
+        }
+        self.change(self.query(SWEEP_REPLICAS).bind(at)).await?;
+        findings.ready = self.one(self.query(SWEEP_READY).bind(at).bind(epoch_max)).await?.try_get(0)?;
+        Ok(findings)
+    }
+
+    pub(super) async fn forget_keys_before(&self, before: Timestamp, limit: usize) -> Result<usize> {
+        let forgotten = self.change(self.query(FORGET_KEYS).bind(before.0).bind(rows_max(limit))).await?;
+        Ok(usize::try_from(forgotten).unwrap_or(usize::MAX))
+    }
+
+    pub(super) async fn read_live_counts(&self) -> Result<LiveCounts> {
+        let row = self.one(self.query(LIVE)).await?;
+        let count = |column: usize| row.try_get::<i64, _>(column).map(i64::unsigned_abs);
+        Ok(LiveCounts { waiting: count(0)?, ready: count(1)?, running: count(2)? })
+    }
+}

@@ -1,0 +1,497 @@
+//! The conformance suite on PostgreSQL, what its tables must look like afterwards, and what is PostgreSQL's alone: settings, poolers, versions, errors.
+//!
+//! A test makes a database of its own on the server that `TURNHOUSE_TEST_DATABASE_URL` names (`cargo xtask test` starts one) and drops it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use sqlx::AssertSqlSafe;
+use uuid::Uuid;
+
+use super::*;
+use crate::ids::ReplicaId;
+use crate::store::conformance::{World, agent, conversation, org, user};
+use crate::store::{CommitResult, PutAgent, Store};
+
+const SNAPSHOTS_KEPT: u32 = 3;
+
+fn server() -> String {
+    std::env::var("TURNHOUSE_TEST_DATABASE_URL").expect(
+        "TURNHOUSE_TEST_DATABASE_URL names no server for these tests: run `cargo xtask test`, which starts one, or set it to the URL of a \
+         PostgreSQL whose user may make databases",
+    )
+}
+
+/// The same server, another database.
+fn url_of(database: &str) -> String {
+    let url = server();
+    let (address, parameters) = url.split_once('?').map_or((&*url, None), |(address, rest)| (address, Some(rest)));
+    let (host, _) = address.rsplit_once('/').expect("the URL names a database");
+    let parameters = parameters.map(|rest| format!("?{rest}")).unwrap_or_default();
+    format!("{host}/{database}{parameters}")
+}
+
+async fn run(connection: &mut PgConnection, sql: String) {
+    sqlx::raw_sql(AssertSqlSafe(sql.clone()))
+        .execute(connection)
+        .await
+        .unwrap_or_else(|error| panic!("{sql}: {error}"));
+}
+
+/// A database for one test; dropped with this.
+struct Database {
+    name: String,
+}
+
+impl Database {
+    /// Empty.
+    async fn empty() -> Database {
+        let name = format!("turnhouse_{}", Uuid::now_v7().simple());
+        let mut connection = PgConnection::connect(&server()).await.expect("the tests' PostgreSQL answers");
+        run(&mut connection, format!("CREATE DATABASE {name}")).await;
+        Database { name }
+    }
+
+    /// With its schema: a copy of one that all tests share, which is sooner there than the migrations run.
+    async fn migrated() -> Database {
+        let mut connection = PgConnection::connect(&server()).await.expect("the tests' PostgreSQL answers");
+        let sums: Vec<u8> =
+            MIGRATIONS.iter().flat_map(|migration| migration.checksum.iter().copied().take(4)).collect();
+        let template = format!("turnhouse_template_{}", hex::encode(sums));
+        run(&mut connection, "SELECT pg_advisory_lock(8788)".to_owned()).await;
+        let known = sqlx::query("SELECT 1 FROM pg_database WHERE datname = $1").bind(&template);
+        if known.fetch_optional(&mut connection).await.unwrap().is_none() {
+            let making = Database::empty().await;
+            PostgresStore::open(PostgresOptions::new(url_of(&making.name))).await.unwrap().close().await;
+            run(&mut connection, format!("ALTER DATABASE {} RENAME TO {template}", making.name)).await;
+            // It goes with the server.
+            std::mem::forget(making);
+        }
+        let name = format!("turnhouse_{}", Uuid::now_v7().simple());
+        run(&mut connection, format!("CREATE DATABASE {name} TEMPLATE {template}")).await;
+        connection.close().await.unwrap();
+        Database { name }
+    }
+
+    fn options(&self) -> PostgresOptions {
+        let options = PostgresOptions::new(url_of(&self.name));
+        PostgresOptions { snapshots_kept: SNAPSHOTS_KEPT, connections: 3, clock: Clock::Passed, ..options }
+    }
+
+    async fn look(&self) -> PgConnection {
+        PgConnection::connect(&url_of(&self.name)).await.unwrap()
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let drop = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
+        let dropped = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut connection = PgConnection::connect(&server()).await.unwrap();
+                run(&mut connection, drop).await;
+            });
+        });
+        let dropped = dropped.join();
+        assert!(dropped.is_ok() || std::thread::panicking());
+    }
+}
+
+/// What lies under a [`World`].
+struct Home {
+    store: Arc<PostgresStore>,
+    database: Database,
+}
+
+async fn world() -> World {
+    let database = Database::migrated().await;
+    let store = Arc::new(PostgresStore::open(database.options()).await.unwrap());
+    World::new(Arc::clone(&store) as Arc<dyn Store>, Box::new(Home { store, database })).await
+}
+
+fn home(world: &World) -> &Home {
+    world._keep.downcast_ref().unwrap()
+}
+
+impl Home {
+    /// Breaks the tables behind the store's back.
+    async fn damage(&self, sql: &str) -> u64 {
+        let mut connection = self.database.look().await;
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.unwrap().rows_affected()
+    }
+}
+
+async fn count(connection: &mut PgConnection, sql: &str) -> i64 {
+    let sql = format!("SELECT count(*) FROM ({sql}) AS violations");
+    let row = sqlx::query(AssertSqlSafe(sql.clone())).fetch_one(connection).await;
+    row.and_then(|row| row.try_get(0)).unwrap_or_else(|error| panic!("{sql}: {error}"))
+}
+
+/// What no history of writes may leave behind.
+async fn check(world: &World) {
+    let mut connection = home(world).database.look().await;
+    for (rule, violations) in [
+        (
+            "T1: a turn has its end or its marker, never both, never neither",
+            "SELECT 1 FROM turns t LEFT JOIN turn_markers m USING (org_id, turn_id) WHERE (t.outcome IS NULL) = (m.turn_id IS NULL)",
+        ),
+        ("a marker has its turn", "SELECT 1 FROM turn_markers LEFT JOIN turns t USING (org_id, turn_id) WHERE t.turn_id IS NULL"),
+        (
+            "a lane that waits has somebody to wait for",
+            "SELECT 1 FROM turn_markers w WHERE state = 'waiting' AND NOT EXISTS (SELECT 1 FROM turn_markers a WHERE a.org_id = w.org_id
+               AND a.agent_id = w.agent_id AND a.conversation_id = w.conversation_id AND a.seq < w.seq AND a.state <> 'waiting')",
+        ),
+        (
+            "places are unique and were given out",
+            "SELECT 1 FROM turns t LEFT JOIN conversations c USING (org_id, agent_id, conversation_id)
+              WHERE t.seq IS NOT NULL AND (c.next_seq IS NULL OR t.seq >= c.next_seq)",
+        ),
+        (
+            "a place is one turn's",
+            "SELECT 1 FROM turns WHERE seq IS NOT NULL GROUP BY org_id, agent_id, conversation_id, seq HAVING count(*) > 1",
+        ),
+        (
+            "E1: no event of an epoch that the turn never had, and none under the id of its start",
+            "SELECT 1 FROM turn_events e LEFT JOIN turns t USING (org_id, turn_id) LEFT JOIN turn_markers m USING (org_id, turn_id)
+              WHERE t.turn_id IS NULL OR e.epoch > coalesce(t.end_epoch, m.epoch) OR t.first_epoch IS NULL OR e.epoch < t.first_epoch",
+        ),
+        (
+            "S2, S4: a snapshot is a completed turn's, under its own run",
+            "SELECT 1 FROM snapshots s LEFT JOIN turns t USING (org_id, turn_id) WHERE t.outcome IS DISTINCT FROM 'completed'
+                OR t.run_id IS DISTINCT FROM s.run_id OR t.private OR t.conversation_id IS DISTINCT FROM s.conversation_id",
+        ),
+        (
+            "an idempotency key leads to its turn",
+            "SELECT 1 FROM idempotency_keys k LEFT JOIN turns t USING (org_id, turn_id) WHERE t.turn_id IS NULL",
+        ),
+        ("nothing refused runs", "SELECT 1 FROM turn_markers WHERE state = 'running' AND refusal IS NOT NULL"),
+        (
+            "an org's load is its markers",
+            "SELECT 1 FROM (SELECT org_id, count(*) FILTER (WHERE state = 'waiting') AS waiting, count(*) FILTER (WHERE state = 'ready') AS ready,
+                                   count(*) FILTER (WHERE state = 'running') AS running FROM turn_markers GROUP BY org_id) m
+               FULL JOIN org_load l USING (org_id)
+              WHERE (coalesce(m.waiting, 0), coalesce(m.ready, 0), coalesce(m.running, 0)) IS DISTINCT FROM (l.waiting, l.ready, l.running)",
+        ),
+        ("an org has its load", "SELECT 1 FROM orgs o LEFT JOIN org_load l USING (org_id) WHERE l.org_id IS NULL"),
+        (
+            "R9: whoever runs a turn is known",
+            "SELECT 1 FROM turn_markers m WHERE state = 'running' AND NOT EXISTS (SELECT 1 FROM replicas r WHERE r.replica_id = m.holder)",
+        ),
+    ] {
+        assert_eq!(count(&mut connection, violations).await, 0, "{rule}");
+    }
+    check_chains(&mut connection).await;
+}
+
+/// S3: from the head of every conversation, parent by parent, to its generation; nothing beside the chain; the newest keep their bytes.
+async fn check_chains(connection: &mut PgConnection) {
+    type Key = (String, String, String);
+    let key = |row: &PgRow| -> Key { (row.get(0), row.get(1), row.get(2)) };
+    let mut links: HashMap<Key, HashMap<Uuid, (Uuid, bool)>> = HashMap::new();
+    let snapshots =
+        sqlx::query("SELECT org_id, agent_id, conversation_id, run_id, parent_run, body IS NOT NULL FROM snapshots");
+    for row in snapshots.fetch_all(&mut *connection).await.unwrap() {
+        links.entry(key(&row)).or_default().insert(row.get(3), (row.get(4), row.get(5)));
+    }
+    let chains =
+        sqlx::query("SELECT org_id, agent_id, conversation_id, head_run, generation, kept_runs FROM conversations");
+    for row in chains.fetch_all(&mut *connection).await.unwrap() {
+        let key = key(&row);
+        let (mut run, root): (Uuid, Uuid) = (row.get(3), row.get(4));
+        let links = links.remove(&key).unwrap_or_default();
+        let mut seen = Vec::new();
+        while run != root {
+            let (parent, has_body) =
+                links.get(&run).unwrap_or_else(|| panic!("{key:?}: a link of the chain is missing"));
+            assert_eq!(
+                *has_body,
+                seen.len() < SNAPSHOTS_KEPT as usize,
+                "{key:?}: the newest keep their bytes, the others do not"
+            );
+            assert!(!seen.contains(&run), "{key:?}: the chain is a ring");
+            seen.push(run);
+            run = *parent;
+        }
+        assert_eq!(seen.len(), links.len(), "{key:?}: a snapshot stands beside the chain");
+        let kept: HashSet<Uuid> = row.get::<Vec<Uuid>, _>(5).into_iter().collect();
+        assert_eq!(kept, seen.into_iter().take(SNAPSHOTS_KEPT as usize).collect(), "{key:?}: the runs that are kept");
+    }
+    assert!(links.is_empty(), "snapshots without a conversation");
+}
+
+mod suite {
+    crate::store::conformance::rules!(crate::store::postgres::tests::world, crate::store::postgres::tests::check);
+}
+
+#[tokio::test]
+async fn s6_a_snapshot_without_its_bytes_is_told() {
+    let world = world().await;
+    let claimed = world.submit_and_start(world.message("c")).await;
+    world.complete(&claimed, Some(b"state")).await;
+    assert_eq!(home(&world).damage("UPDATE snapshots SET body = NULL").await, 1);
+    let fused = world.submit_and_start(world.message("c")).await;
+    let snapshot = fused.head.as_ref().unwrap().snapshot.as_ref().expect("it never silently starts fresh");
+    assert_eq!((snapshot.run_id, snapshot.body.clone()), (claimed.lease.turn.into(), None));
+    world.requeue(&fused, 0, false).await;
+    assert!(world.claim_one().await.head.unwrap().snapshot.unwrap().body.is_none());
+}
+
+#[tokio::test]
+async fn a_stranded_lane_is_mended_by_the_sweep() {
+    let world = world().await;
+    let turn = world.submit(world.message("c")).await;
+    let next = world.submit(world.message("c")).await;
+    // As if a commit had forgotten to make the next ready.
+    home(&world).damage("UPDATE turn_markers SET state = 'waiting' WHERE state = 'ready'").await;
+    home(&world).damage("UPDATE org_load SET waiting = 2, ready = 0 WHERE org_id = 'acme'").await;
+    assert!(world.claim(10).await.is_empty());
+    assert!(world.sweep().await.ready);
+    let claimed = world.claim_one().await;
+    assert_eq!(claimed.lease.turn, turn);
+    world.complete(&claimed, None).await;
+    assert_eq!(world.claim_one().await.lease.turn, next);
+    check(&world).await;
+}
+
+#[tokio::test]
+async fn the_schema_says_it_a_second_time() {
+    let world = world().await;
+    let running = world.submit_and_start(world.message("c")).await;
+    world.submit(world.message("c")).await;
+    let ended = world.submit_and_start(world.message("d")).await;
+    world.complete(&ended, None).await;
+    let mut refused = world.message("e");
+    refused.envelope.org = None;
+    world.submit(refused).await;
+    let mut connection = home(&world).database.look().await;
+    for sql in [
+        "UPDATE turns SET outcome = 'cancelled', reply = NULL, cancelled_by = 'user' WHERE outcome = 'completed'",
+        "UPDATE turns SET outcome = 'completed' WHERE outcome IS NULL",
+        concat!("DELETE", " FROM turn_markers"),
+        "UPDATE turn_markers SET state = 'ready' WHERE state = 'waiting'",
+        "UPDATE turn_markers SET state = 'running', holder = gen_random_uuid() WHERE refusal IS NOT NULL",
+        "UPDATE turn_markers SET holder = NULL WHERE state = 'running'",
+        "UPDATE org_load SET running = -1",
+    ] {
+        let error = sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await.expect_err(sql);
+        let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned();
+        assert!(code.starts_with("23"), "{sql}: {error}");
+    }
+    world.complete(&running, Some(b"one")).await;
+    let fork = "INSERT INTO snapshots SELECT org_id, agent_id, conversation_id, gen_random_uuid(), parent_run, turn_id, worker, version, at, body FROM snapshots";
+    assert!(sqlx::query(fork).execute(&mut connection).await.is_err(), "two runs never share a parent");
+    check(&world).await;
+}
+
+#[tokio::test]
+async fn r1_what_was_accepted_is_there_for_another_host() {
+    let world = world().await;
+    let running = world.submit_and_start(world.message("c")).await;
+    let waiting = world.submit(world.message("c")).await;
+    let other = PostgresStore::open(home(&world).database.options()).await.unwrap();
+    let live = other.live_counts().await.unwrap();
+    assert_eq!((live.waiting, live.ready, live.running), (1, 0, 1), "the counts are the database's");
+    assert_eq!(other.running_turns(world.replica).await.unwrap(), std::slice::from_ref(&running.lease));
+    assert!(other.turn(&org("acme"), waiting).await.unwrap().is_some());
+    other.close().await;
+    assert!(matches!(other.ping().await, Err(StoreError::Unavailable(_))));
+    check(&world).await;
+}
+
+#[tokio::test]
+async fn a_turn_handed_round_for_ever_ends() {
+    let world = world().await;
+    let claimed = world.submit_and_start(world.message("c")).await;
+    assert_eq!(crate::lease::EPOCH_MAX, 1_000_000, "the partial index says this number, too");
+    home(&world).damage("UPDATE turn_markers SET epoch = 999999").await;
+    let mut last = claimed.clone();
+    last.lease.epoch = 999_999;
+    world.requeue(&last, 0, false).await;
+    assert!(world.claim(10).await.is_empty());
+    let found = world.sweep().await;
+    assert!(!found.ready);
+    let found: Vec<_> = found.overdue.iter().map(|overdue| (overdue.turn, overdue.why)).collect();
+    assert_eq!(found, [(claimed.lease.turn, crate::store::OverdueReason::AttemptsExhausted)]);
+    assert!(matches!(world.cancel(claimed.lease.turn).await, CommitResult::Won(_)));
+    check(&world).await;
+}
+
+#[tokio::test]
+async fn file_mode_is_refused_with_its_reason() {
+    let world = world().await;
+    let settings = crate::agent::AgentSettings {
+        session_mode: crate::gate::SessionMode::File,
+        ..crate::agent::AgentSettings::of(crate::store::conformance::worker())
+    };
+    let put = world.store.put_agent(&org("acme"), &agent(), settings, 3, world.now()).await.unwrap();
+    assert!(matches!(put, PutAgent::NoFileMode), "{put:?}");
+}
+
+#[tokio::test]
+async fn r3_the_time_is_the_databases() {
+    let database = Database::migrated().await;
+    let options = PostgresOptions { clock: Clock::Database, ..database.options() };
+    let store = PostgresStore::open(options).await.unwrap();
+    // Ten minutes behind, ten minutes ahead, and long ago.
+    let real = crate::clock::Clock::system().now();
+    let replica = ReplicaId::new();
+    for skew in [-600_000, 600_000, -real.0] {
+        let skewed = Timestamp(real.0 + skew);
+        if skew == -600_000 {
+            store.register_replica(replica, skewed, 60_000).await.unwrap();
+        }
+        assert!(store.renew_replica(replica, skewed, 60_000).await.unwrap());
+        let id = format!("skewed{skew}");
+        store.create_org(&org(&id), &user("root"), skewed).await.unwrap();
+        let made = store.orgs().await.unwrap().into_iter().find(|found| found.id == org(&id)).unwrap().created_at;
+        assert!((made.0 - real.0).abs() < 60_000, "{made:?}");
+        let conversation = conversation("c");
+        let (opened, _) =
+            store.open_conversation(&org(&id), &agent(), &conversation, &user("a"), skewed).await.unwrap();
+        assert!((opened.for_host().created_at.0 - real.0).abs() < 60_000);
+    }
+}
+
+#[tokio::test]
+async fn two_hosts_that_start_at_once_make_one_schema() {
+    let database = Database::empty().await;
+    let stores = futures_util::future::join_all((0..4).map(|_| PostgresStore::open(database.options()))).await;
+    for store in stores {
+        store.unwrap().close().await;
+    }
+    let mut connection = database.look().await;
+    let known = i64::try_from(MIGRATIONS.iter().count()).unwrap();
+    assert_eq!(count(&mut connection, "SELECT 1 FROM _sqlx_migrations").await, known);
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_used_as_long_as_it_says_so() {
+    let database = Database::migrated().await;
+    let mut connection = database.look().await;
+    let known = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap();
+    run(&mut connection, "INSERT INTO _sqlx_migrations VALUES (99, 'later', now(), true, '\\x00', 0)".to_owned()).await;
+    PostgresStore::open(database.options()).await.expect("what only adds is no hindrance").close().await;
+    run(&mut connection, "UPDATE schema_compat SET oldest_supported = 99".to_owned()).await;
+    let refused = PostgresStore::open(database.options()).await.err();
+    assert!(matches!(refused, Some(StoreError::NewerSchema { found: 99, known: k }) if k == known), "{refused:?}");
+}
+
+#[tokio::test]
+async fn every_session_has_its_settings() {
+    let database = Database::migrated().await;
+    let store = PostgresStore::open(database.options()).await.unwrap();
+    assert_eq!(store.route, Route::Direct);
+    let pooled =
+        PostgresOptions { url: with_parameter(&url_of(&database.name), "pgbouncer=true"), ..database.options() };
+    let pooled = PostgresStore::open(pooled).await.unwrap();
+    assert_eq!(pooled.route, Route::Pooled);
+    for store in [store, pooled] {
+        for (name, value) in SETTINGS {
+            let row = store.one(store.query("SELECT current_setting($1)").bind(name)).await.unwrap();
+            assert_eq!(row.get::<String, _>(0), value, "{name}, {:?}", store.route);
+        }
+        let named = store.one(store.query("SELECT count(*) FROM pg_prepared_statements")).await.unwrap();
+        assert_eq!(named.get::<i64, _>(0) == 0, store.route == Route::Pooled, "no statement outlives its transaction");
+        store.close().await;
+    }
+}
+
+fn with_parameter(url: &str, parameter: &str) -> String {
+    format!("{url}{}{parameter}", if url.contains('?') { '&' } else { '?' })
+}
+
+#[test]
+fn a_poolers_parameter_is_taken_out() {
+    for (url, without, pooled) in [
+        ("postgres://a@b/c", "postgres://a@b/c", false),
+        ("postgres://a@b/c?pgbouncer=true", "postgres://a@b/c", true),
+        ("postgres://a@b/c?sslmode=require&pgbouncer=1&host=/x", "postgres://a@b/c?sslmode=require&host=/x", true),
+        ("postgres://a@b/c?pgbouncer=false", "postgres://a@b/c", false),
+    ] {
+        assert_eq!(without_pooler(url), (without.to_owned(), pooled));
+    }
+}
+
+#[tokio::test]
+async fn what_is_in_the_way_is_said_and_no_password_with_it() {
+    let place = url_of("no_such_database");
+    for (url, says) in [
+        (place.as_str(), "there is no such database"),
+        ("postgres://ann:s3cret@127.0.0.1:1/turnhouse", "cannot connect to PostgreSQL at 127.0.0.1:1/turnhouse"),
+        ("postgres://ann:s3cret@[/turnhouse", "cannot be read"),
+        ("ann:s3cret", "cannot be read"),
+    ] {
+        let options = PostgresOptions::new(url);
+        assert!(!format!("{options:?}").contains("s3cret"));
+        let Err(StoreError::Unavailable(why)) = PostgresStore::open(options).await else { panic!("opened {url}") };
+        assert!(why.contains(says), "{url}: {why}");
+        assert!(why.contains("; "), "{url}: {why} advises nothing");
+        assert!(!why.contains("s3cret"), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn r4_a_restarted_server_is_found_again() {
+    let world = world().await;
+    let claimed = world.submit_and_start(world.message("c")).await;
+    let home = home(&world);
+    let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    home.damage(cut).await;
+    // One failure a connection at most, and no restart.
+    let mut failures = 0;
+    while let Err(error) = home.store.ping().await {
+        assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
+        failures += 1;
+        assert!(failures <= 3, "{error}");
+    }
+    world.complete(&claimed, None).await;
+    check(&world).await;
+}
+
+#[tokio::test]
+async fn keys_that_two_hosts_touch_at_once_lock_nobody_out() {
+    let world = world().await;
+    let key = |n: u8| crate::store::KeyRecord {
+        id: format!("{n:016x}"),
+        org: org("acme"),
+        user: user("ann"),
+        scopes: crate::caller::Scopes::TURNS,
+        name: "k".to_owned(),
+        created_at: world.now(),
+        expires_at: None,
+        revoked_at: None,
+        last_used_at: None,
+    };
+    let mut used = Vec::new();
+    for n in 0..20 {
+        world.store.create_key([n; 32], &key(n)).await.unwrap();
+        used.push((org("acme"), key(n).id));
+    }
+    let backwards: Vec<_> = used.iter().rev().cloned().collect();
+    for round in 1..10_u64 {
+        let now = world.now().plus_ms(round * 60_000);
+        let (one, other) = tokio::join!(world.store.touch_keys(&used, now), world.store.touch_keys(&backwards, now));
+        one.unwrap();
+        other.unwrap();
+    }
+    let keys = world.store.keys(&org("acme")).await.unwrap();
+    assert!(keys.iter().all(|key| key.last_used_at == keys[0].last_used_at && key.last_used_at.is_some()));
+}
+
+#[tokio::test]
+async fn every_statement_says_its_name() {
+    for (name, sql) in [
+        catalog::STATEMENTS,
+        conversations::STATEMENTS,
+        facade::STATEMENTS,
+        keys::STATEMENTS,
+        reads::STATEMENTS,
+        sweep::STATEMENTS,
+    ]
+    .into_iter()
+    .flatten()
+    {
+        assert!(sql.starts_with(&format!("-- {}\n", name.to_lowercase())), "{name} says its name");
+    }
+}

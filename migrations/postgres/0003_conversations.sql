@@ -1,0 +1,85 @@
+-- What is done now and then to a whole conversation, and what keeps hosts of two versions on one database. As on the hot path: one call, which
+-- commits by itself, under the org's row of org_load.
+
+-- A program refuses a database only when it knows no migration as new as this. A migration that only adds leaves the number alone, so that hosts of the
+-- version before go on beside it; one that takes away what they use sets it to its own number, and is rolled out a version later.
+CREATE TABLE schema_compat (
+  one              boolean PRIMARY KEY DEFAULT true CHECK (one),
+  oldest_supported bigint NOT NULL
+);
+INSERT INTO schema_compat (oldest_supported) VALUES (3);
+
+-- Makes a conversation; false: it is there. One that was deleted begins again: another owner, the root that the deletion gave it, places go on.
+CREATE FUNCTION open_conversation(p_now bigint, p_org text, p_agent text, p_conversation text, p_user text, p_generation uuid)
+RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM 1 FROM org_load WHERE org_id = p_org FOR NO KEY UPDATE;
+  PERFORM 1 FROM conversations
+    WHERE org_id = p_org AND agent_id = p_agent AND conversation_id = p_conversation AND deleted_at IS NULL;
+  IF FOUND THEN
+    RETURN false;
+  END IF;
+  INSERT INTO conversations (org_id, agent_id, conversation_id, user_id, created_at, next_seq, generation, head_run)
+  VALUES (p_org, p_agent, p_conversation, p_user, coalesce(p_now, turnhouse_now()), 1, p_generation, p_generation)
+  ON CONFLICT (org_id, agent_id, conversation_id) DO UPDATE
+     SET user_id = excluded.user_id, created_at = excluded.created_at, deleted_at = NULL;
+  RETURN true;
+END $$;
+
+-- Ends a conversation's live turns and deletes all that it had. Its row stays, with another root: what was staged on the old chain fits nowhere any more.
+CREATE FUNCTION delete_conversation(p_now bigint, p_org text, p_agent text, p_conversation text, p_generation uuid)
+RETURNS TABLE (turn uuid, was text, accepted bigint, ended bigint) LANGUAGE plpgsql AS $$
+DECLARE
+  v_now bigint;
+  v_waiting int := 0; v_ready int := 0; v_running int := 0;
+  m record;
+  e record;
+BEGIN
+  PERFORM 1 FROM org_load l WHERE l.org_id = p_org FOR NO KEY UPDATE;
+  v_now := coalesce(p_now, turnhouse_now());
+  -- Also those without a place: a turn that named this conversation is part of what is deleted. Youngest first: ending one makes no other ready.
+  FOR m IN SELECT t.turn_id FROM turns t JOIN turn_markers k ON k.org_id = t.org_id AND k.turn_id = t.turn_id
+            WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation ORDER BY t.seq DESC NULLS LAST
+  LOOP
+    e := end_turn(v_now, p_org, m.turn_id, NULL, 'cancelled', NULL, NULL, NULL, 'deleted', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, false);
+    IF e.result <> 'won' THEN
+      RAISE EXCEPTION 'live turn % could not be ended', m.turn_id USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    v_waiting := v_waiting + (e.was = 'waiting')::int;
+    v_ready := v_ready + (e.was = 'ready')::int;
+    v_running := v_running + (e.was = 'running')::int;
+    turn := m.turn_id; was := e.was; accepted := e.accepted_at; ended := v_now;
+    RETURN NEXT;
+  END LOOP;
+  DELETE FROM turn_events v USING turns t
+   WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation AND v.org_id = p_org AND v.turn_id = t.turn_id;
+  DELETE FROM turns t WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation;
+  DELETE FROM snapshots s WHERE s.org_id = p_org AND s.agent_id = p_agent AND s.conversation_id = p_conversation;
+  DELETE FROM idempotency_keys k WHERE k.org_id = p_org AND k.agent_id = p_agent AND k.conversation_id = p_conversation;
+  UPDATE conversations c SET generation = p_generation, head_run = p_generation, kept_runs = '{}', deleted_at = v_now
+   WHERE c.org_id = p_org AND c.agent_id = p_agent AND c.conversation_id = p_conversation;
+  UPDATE org_load l SET waiting = waiting - v_waiting, ready = ready - v_ready, running = running - v_running
+   WHERE l.org_id = p_org AND v_waiting + v_ready + v_running > 0;
+END $$;
+
+-- Starts a conversation's chain of snapshots anew; its turns stay.
+CREATE FUNCTION reset_snapshot(p_org text, p_agent text, p_conversation text, p_generation uuid) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM 1 FROM org_load WHERE org_id = p_org FOR NO KEY UPDATE;
+  DELETE FROM snapshots WHERE org_id = p_org AND agent_id = p_agent AND conversation_id = p_conversation;
+  UPDATE conversations SET generation = p_generation, head_run = p_generation, kept_runs = '{}'
+   WHERE org_id = p_org AND agent_id = p_agent AND conversation_id = p_conversation;
+END $$;
+
+-- Makes the next turn of a lane ready that somebody left without an active one. Looks again, under the lock.
+CREATE FUNCTION repair_lane(p_now bigint, p_org text, p_agent text, p_conversation text) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM 1 FROM org_load WHERE org_id = p_org FOR NO KEY UPDATE;
+  PERFORM 1 FROM turn_markers
+    WHERE org_id = p_org AND agent_id = p_agent AND conversation_id = p_conversation AND state IN ('ready', 'running') AND seq IS NOT NULL;
+  IF FOUND OR NOT promote(coalesce(p_now, turnhouse_now()), p_org, p_agent, p_conversation) THEN
+    RETURN false;
+  END IF;
+  UPDATE org_load SET waiting = waiting - 1, ready = ready + 1 WHERE org_id = p_org;
+  RETURN true;
+END $$;
