@@ -4,6 +4,8 @@
 
 mod setup;
 
+mod postgres;
+
 mod test;
 
 mod fuzz;

@@ -1,10 +1,12 @@
 //! `cargo xtask test`: every test of the workspace, after all set-up; then the examples, which are workspaces of their own.
+//!
+//! The shared store's tests find a PostgreSQL server under `TURNHOUSE_TEST_DATABASE_URL`: the one that is set, or one that lives as long as the run.
 
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{examples, setup};
+use crate::{examples, postgres, setup};
 
 /// What the command line asks for.
 #[derive(Debug, clap::Args)]
@@ -15,6 +17,12 @@ pub struct Options {
 
 pub fn run(options: &Options) -> Result<()> {
     setup::ensure_wasm_target()?;
+    let server = match std::env::var_os(postgres::URL_VARIABLE) {
+        Some(_) => None,
+        None => Some(postgres::Server::start()?),
+    };
+    let database_url = server.as_ref().map(postgres::Server::url);
+    let cargo = |arguments: &[&str]| cargo(arguments, database_url.as_deref());
     let all = options.filters.is_empty();
     let mut failed = Vec::new();
     if has_nextest() {
@@ -54,8 +62,9 @@ fn has_nextest() -> bool {
     version.is_ok_and(|status| status.success())
 }
 
-fn cargo(arguments: &[&str]) -> Result<bool> {
+fn cargo(arguments: &[&str], database_url: Option<&str>) -> Result<bool> {
     let mut cargo: Command = setup::cargo();
+    cargo.envs(database_url.map(|url| (postgres::URL_VARIABLE, url)));
     eprintln!("$ cargo {}", arguments.join(" "));
     Ok(cargo.args(arguments).status().context("cannot run cargo")?.success())
 }

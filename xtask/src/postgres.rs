@@ -1,0 +1,229 @@
+//! A throwaway PostgreSQL server for the tests: started in a temporary directory, reached over a socket in it, gone with its owner.
+//!
+//! Its durability is switched off: what these tests ask for is what is written, not whether it survives a power cut. Whoever starts one needs no
+//! PostgreSQL running, only its programs; where they are missing they are installed, or it is said how.
+
+use std::ffi::OsString;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// What names the server to the tests.
+pub const URL_VARIABLE: &str = "TURNHOUSE_TEST_DATABASE_URL";
+/// The oldest that the shared store uses.
+const VERSION_MIN: u32 = 15;
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// A socket's path must be shorter than 108 bytes, and its own name is some 20 of them.
+const SOCKET_DIR_MAX: usize = 80;
+
+/// A running server; stopped and removed when dropped.
+pub struct Server {
+    process: Child,
+    dir: TempDir,
+}
+
+impl Server {
+    /// Makes a cluster and starts a server on it. Installs PostgreSQL where it is missing and that can be done.
+    pub fn start() -> Result<Server> {
+        let programs = match programs() {
+            Some(programs) => programs,
+            None => {
+                install()?;
+                programs().context("PostgreSQL was installed, and its programs are not where they were expected")?
+            }
+        };
+        let user = User::that_serves()?;
+        let dir = socket_dir()?;
+        if let Some(user) = &user {
+            chown(dir.path(), Some(user.uid), Some(user.gid)).context("cannot give the directory away")?;
+        }
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700))?;
+        let (data, log) = (dir.path().join("data"), dir.path().join("log"));
+        let mut initdb = run_as(user.as_ref(), &programs.join("initdb"));
+        initdb.args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync", "--pgdata"]);
+        let made = initdb.arg(&data).current_dir(dir.path()).stdin(Stdio::null()).output();
+        let made = made.context("cannot run initdb")?;
+        ensure!(made.status.success(), "initdb failed: {}", String::from_utf8_lossy(&made.stderr).trim());
+
+        let mut postgres = run_as(user.as_ref(), &programs.join("postgres"));
+        postgres.arg("-D").arg(&data);
+        let sockets = format!("unix_socket_directories={}", dir.path().display());
+        for setting in [
+            "listen_addresses=",
+            &sockets,
+            "fsync=off",
+            "full_page_writes=off",
+            "max_connections=300",
+            "shared_buffers=128MB",
+            "log_min_messages=warning",
+        ] {
+            postgres.args(["-c", setting]);
+        }
+        let file = std::fs::File::create(&log).context("cannot make the server's log")?;
+        let process = postgres
+            .current_dir(dir.path())
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .context("cannot run postgres")?;
+        let mut server = Server { process, dir };
+        server.wait_until_ready()?;
+        Ok(server)
+    }
+
+    /// Its administrator's URL.
+    pub fn url(&self) -> String {
+        format!("postgres://postgres@localhost/postgres?host={}", self.dir.path().display())
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        let began = Instant::now();
+        // Its eighth line is the server's state.
+        let state = self.dir.path().join("data/postmaster.pid");
+        while !std::fs::read_to_string(&state)
+            .is_ok_and(|text| text.lines().nth(7).is_some_and(|line| line.trim() == "ready"))
+        {
+            let ended = self.process.try_wait()?;
+            if ended.is_some() || began.elapsed() > START_TIMEOUT {
+                let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+                bail!("PostgreSQL did not start: {}", log.trim());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let Ok(pid) = i32::try_from(self.process.id()) else { return };
+        // Fast shutdown: it ends its sessions itself.
+        if let Some(pid) = Pid::from_raw(pid) {
+            let _ = kill_process(pid, Signal::INT);
+        }
+        let began = Instant::now();
+        while matches!(self.process.try_wait(), Ok(None)) {
+            if began.elapsed() > STOP_TIMEOUT {
+                let _ = self.process.kill();
+                let _ = self.process.wait();
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Whom the server runs as: it refuses to run as root.
+struct User {
+    uid: u32,
+    gid: u32,
+}
+
+impl User {
+    /// `None`: whoever we are will do.
+    fn that_serves() -> Result<Option<User>> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(None);
+        }
+        let users = std::fs::read_to_string("/etc/passwd").context("cannot read /etc/passwd")?;
+        let user = ["postgres", "nobody"].iter().find_map(|name| User::parse(&users, name));
+        user.map(Some)
+            .context("PostgreSQL does not run as root, and this machine has neither a user postgres nor nobody")
+    }
+
+    fn parse(users: &str, name: &str) -> Option<User> {
+        let fields: Vec<&str> =
+            users.lines().map(|line| line.split(':').collect()).find(|f: &Vec<&str>| f[0] == name)?;
+        Some(User { uid: fields.get(2)?.parse().ok()?, gid: fields.get(3)?.parse().ok()? })
+    }
+}
+
+/// A command that runs as this user, and gets SIGINT when we die: not even `kill -9` leaves a server behind.
+fn run_as(user: Option<&User>, program: &Path) -> Command {
+    use std::os::unix::process::CommandExt as _;
+    let setpriv = which("setpriv");
+    let mut command = match &setpriv {
+        Some(setpriv) => {
+            let mut command = Command::new(setpriv);
+            if let Some(User { uid, gid }) = user {
+                command.arg(format!("--reuid={uid}")).arg(format!("--regid={gid}")).arg("--clear-groups");
+            }
+            command.args(["--pdeathsig=INT", "--"]).arg(program);
+            command
+        }
+        None => {
+            let mut command = Command::new(program);
+            if let Some(user) = user {
+                command.uid(user.uid).gid(user.gid);
+            }
+            command
+        }
+    };
+    command.env_remove("PGDATA").env_remove("PGPORT").env_remove("PGHOST");
+    command
+}
+
+/// In the usual place for temporary files, or a shorter one.
+fn socket_dir() -> Result<TempDir> {
+    let usual = std::env::temp_dir();
+    let short = if usual.as_os_str().len() <= SOCKET_DIR_MAX { usual } else { PathBuf::from("/tmp") };
+    let made = tempfile::Builder::new().prefix("turnhouse-postgres-").tempdir_in(&short);
+    made.with_context(|| format!("cannot make a directory in {}", short.display()))
+}
+
+fn which(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/bin:/bin"));
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
+}
+
+/// The directory of `initdb` and `postgres`: the newest of Debian's, which keeps them off the path, or the path's.
+fn programs() -> Option<PathBuf> {
+    let debians = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let versions = debians.filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path())));
+    let newest = versions.filter(|(version, _)| *version >= VERSION_MIN).max().map(|(_, path)| path.join("bin"));
+    let on_path = || which("postgres").and_then(|postgres| postgres.parent().map(Path::to_path_buf));
+    newest.into_iter().chain(on_path()).find(|dir| dir.join("initdb").is_file() && dir.join("postgres").is_file())
+}
+
+/// From Debian's packages, without the cluster and the running server that they would set up.
+fn install() -> Result<()> {
+    let advice = "the tests of the shared store need PostgreSQL 15 or newer: install its server (Debian and Ubuntu: postgresql; Fedora: \
+                  postgresql-server; macOS: brew install postgresql), or set TURNHOUSE_TEST_DATABASE_URL to the URL of a server whose user may make \
+                  databases";
+    ensure!(rustix::process::geteuid().is_root() && which("apt-get").is_some(), "{advice}");
+    eprintln!("Installing PostgreSQL's programs, which the tests of the shared store start.");
+    let apt = |arguments: &[&str]| -> Result<()> {
+        let mut apt = Command::new("apt-get");
+        apt.args(["-qq", "-y", "-o", "Dpkg::Use-Pty=0"]).args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+        let status = apt.stdin(Stdio::null()).stdout(Stdio::null()).status().context("cannot run apt-get")?;
+        ensure!(status.success(), "apt-get {} failed; {advice}", arguments.join(" "));
+        Ok(())
+    };
+    apt(&["update"])?;
+    apt(&["install", "--no-install-recommends", "postgresql-common"])?;
+    let config = "/etc/postgresql-common/createcluster.conf";
+    let text = std::fs::read_to_string(config).unwrap_or_default();
+    std::fs::write(config, format!("{text}\ncreate_main_cluster = false\n"))
+        .with_context(|| format!("cannot write {config}"))?;
+    apt(&["install", "--no-install-recommends", "postgresql"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_found_by_its_whole_name() {
+        let users = "root:x:0:0::/root:/bin/sh\npostgres2:x:7:8::/:/bin/sh\npostgres:x:101:104:admin:/var:/bin/sh\n";
+        let user = User::parse(users, "postgres").unwrap();
+        assert_eq!((user.uid, user.gid), (101, 104));
+        assert!(User::parse(users, "nobody").is_none());
+    }
+}
