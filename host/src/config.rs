@@ -23,7 +23,9 @@ pub struct Config {
     /// Where the database, the module cache and the keys of this host live.
     pub data_dir: PathBuf,
     /// `postgres://…`; the embedded SQLite when it is absent.
-    pub database_url: Option<String>,
+    pub database_url: Option<DatabaseUrl>,
+    /// Connections to PostgreSQL at most. None is held while a guest runs, so a few serve any number of turns.
+    pub database_connections: u32,
     /// Under which clients reach this host; for links in messages.
     pub public_url: Option<String>,
     /// Memory for the whole host, bytes. When set, `limits.host_running_max` and `keep_resident_bytes` follow from it.
@@ -41,6 +43,30 @@ pub struct Config {
     pub limits: Limits,
 }
 
+/// A database's address. May hold a password: never printed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DatabaseUrl(String);
+
+impl DatabaseUrl {
+    /// For whoever connects.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for DatabaseUrl {
+    fn from(text: String) -> DatabaseUrl {
+        DatabaseUrl(text)
+    }
+}
+
+impl std::fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("…")
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Config {
@@ -48,6 +74,7 @@ impl Default for Config {
             metrics_listen: ([127, 0, 0, 1], 9787).into(),
             data_dir: PathBuf::from("turnhouse-data"),
             database_url: None,
+            database_connections: 10,
             public_url: None,
             memory_budget_bytes: None,
             keep_resident_bytes: 256 * 1024,
@@ -88,6 +115,15 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_password_in_the_databases_address_is_not_printed() {
+        let config = Config::load(None, vec![("database_url", "postgres://ann:secret@db/turnhouse".into())]).unwrap();
+        assert_eq!(config.database_url.as_ref().unwrap().as_str(), "postgres://ann:secret@db/turnhouse");
+        assert!(!format!("{config:?}").contains("secret"));
+        let wrong = Config::load(None, vec![("database_url", 7_i64.into())]).unwrap_err().to_string();
+        assert!(wrong.contains("database_url"), "{wrong}");
+    }
 
     #[test]
     fn a_file_sets_limits_and_an_unknown_setting_is_named() {

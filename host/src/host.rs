@@ -17,6 +17,7 @@ use crate::keys::Authenticator;
 use crate::private_dirs::PrivateDirs;
 use crate::registry::Registry;
 use crate::sandbox::{CacheConfig, Sandbox, SandboxConfig};
+use crate::store::postgres::{PostgresOptions, PostgresStore};
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::{Store, StoreError};
 use crate::turn::{CancelledBy, Outcome, TurnState};
@@ -59,12 +60,21 @@ impl Host {
     pub async fn start(config: Config) -> anyhow::Result<Host> {
         let clock = Clock::system();
         let limits = Arc::new(config.limits.clone());
-        anyhow::ensure!(
-            config.database_url.is_none(),
-            "database_url is set, and this build knows the embedded SQLite only; leave it out and name a --data-dir"
-        );
-        let options = SqliteOptions { snapshots_kept: limits.snapshots_kept, ..SqliteOptions::new(&config.data_dir) };
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(options).await?);
+        let snapshots_kept = limits.snapshots_kept;
+        let store: Arc<dyn Store> = match &config.database_url {
+            Some(url) => {
+                let options = PostgresOptions {
+                    snapshots_kept,
+                    connections: config.database_connections,
+                    ..PostgresOptions::new(url.as_str())
+                };
+                Arc::new(PostgresStore::open(options).await?)
+            }
+            None => {
+                let options = SqliteOptions { snapshots_kept, ..SqliteOptions::new(&config.data_dir) };
+                Arc::new(SqliteStore::open(options).await?)
+            }
+        };
         let sandbox = Sandbox::new(&sandbox_config(&config)).context("the sandbox could not be made")?;
 
         // After the store: whoever has that has the directory.
@@ -73,8 +83,8 @@ impl Host {
 
         let (replica, registered) = (ReplicaId::new(), Instant::now());
         store.register_replica(replica, clock.now(), limits.lease_ttl_ms).await?;
-        let left = store.expire_other_replicas(replica, clock.now()).await?;
-        if left > 0 {
+        // On a shared store the others are alive, or their time will tell.
+        if config.database_url.is_none() && store.expire_other_replicas(replica, clock.now()).await? > 0 {
             tracing::info!("an earlier host ended without draining; its turns are taken up again");
         }
 

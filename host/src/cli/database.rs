@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use turnhouse::config::Config;
+use turnhouse::config::{Config, DatabaseUrl};
+use turnhouse::store::postgres::{PostgresOptions, PostgresStore};
 use turnhouse::store::sqlite::{SqliteOptions, SqliteStore};
 use turnhouse::store::{Store, StoreError};
 
@@ -17,29 +18,13 @@ pub struct DataArgs {
     #[arg(long, value_name = "DIR", env = "TURNHOUSE_DATA_DIR")]
     data_dir: Option<PathBuf>,
 
-    /// `postgres://…`; SQLite in the data directory when there is none
-    #[arg(long, value_name = "URL", hide_env_values = true)]
+    /// `postgres://user:password@host/database`, for one or several hosts; SQLite in the data directory when there is none
+    #[arg(long, value_name = "URL", env = "TURNHOUSE_DATABASE_URL", hide_env_values = true)]
     database_url: Option<DatabaseUrl>,
 
     /// A configuration file; turnhouse.toml in the data directory when there is one
     #[arg(long, value_name = "FILE", env = "TURNHOUSE_CONFIG")]
     config: Option<PathBuf>,
-}
-
-/// May hold a password: never printed.
-#[derive(Clone)]
-struct DatabaseUrl(String);
-
-impl From<String> for DatabaseUrl {
-    fn from(text: String) -> DatabaseUrl {
-        DatabaseUrl(text)
-    }
-}
-
-impl std::fmt::Debug for DatabaseUrl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("…")
-    }
 }
 
 impl DataArgs {
@@ -50,7 +35,7 @@ impl DataArgs {
             overrides.push(("data_dir", data_dir.to_string_lossy().into_owned().into()));
         }
         if let Some(url) = &self.database_url {
-            overrides.push(("database_url", url.0.clone().into()));
+            overrides.push(("database_url", url.as_str().into()));
         }
         overrides
     }
@@ -79,8 +64,9 @@ pub fn load_config(file: Option<&Path>, overrides: Vec<(&'static str, figment::v
 }
 
 async fn open(config: &Config) -> Result<Arc<dyn Store>> {
-    if config.database_url.is_some() {
-        return Err(CliError::usage("this build keeps its data in SQLite").help("leave --database-url away"));
+    if let Some(url) = &config.database_url {
+        let options = PostgresOptions { connections: 1, ..PostgresOptions::new(url.as_str()) };
+        return Ok(Arc::new(PostgresStore::open(options).await.map_err(failed)?));
     }
     let options = SqliteOptions { readers: 1, ..SqliteOptions::new(&config.data_dir) };
     let store = SqliteStore::open_admin(options).await.map_err(failed)?;
@@ -95,9 +81,11 @@ pub fn failed(error: StoreError) -> CliError {
     }
     let help = match &error {
         StoreError::InUse(_) => "end the host that uses the data directory, or choose another --data-dir",
-        StoreError::Unavailable(_) => "is the data directory writable, with room left on its disk? see --data-dir",
-        StoreError::NewerSchema { .. } => "install the turnhouse that last used this data directory, or a newer one",
-        StoreError::Corrupt(_) => "keep a copy of the data directory before anything else",
+        StoreError::Unavailable(_) => {
+            "does the database answer, with room left on its disk? see --data-dir and --database-url"
+        }
+        StoreError::NewerSchema { .. } => "install the turnhouse that last used this database, or a newer one",
+        StoreError::Corrupt(_) => "keep a copy of the database before anything else",
     };
     CliError::failed(text).help(help)
 }
@@ -113,11 +101,5 @@ mod tests {
         assert_eq!(error, "error: another turnhouse uses data\n  help: stop it");
         let error = failed(StoreError::Corrupt("a snapshot".into())).render(Style::plain());
         assert!(error.contains("a snapshot") && error.contains("keep a copy"), "{error}");
-    }
-
-    #[test]
-    fn a_password_in_the_databases_address_is_not_printed() {
-        let url = DatabaseUrl::from("postgres://ann:secret@db/turnhouse".to_owned());
-        assert!(!format!("{url:?}").contains("secret"));
     }
 }

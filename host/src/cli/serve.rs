@@ -13,6 +13,7 @@ use super::output::Output;
 const EXAMPLES: &str = "\
 Examples:
   turnhouse serve --data-dir /var/lib/turnhouse
+  turnhouse serve --database-url postgres://turnhouse@db.internal/turnhouse?sslmode=verify-full
   turnhouse serve --listen 0.0.0.0:8787 --config /etc/turnhouse.toml --log-format json
 
 Every setting of the file is a variable too: TURNHOUSE_LIMITS__HOST_RUNNING_MAX=200. TURNHOUSE_LOG filters the log: info,turnhouse=debug.
