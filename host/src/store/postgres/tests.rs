@@ -39,7 +39,7 @@ async fn run(connection: &mut PgConnection, sql: String) {
 }
 
 /// A database for one test; dropped with this.
-struct Database {
+pub(super) struct Database {
     name: String,
 }
 
@@ -53,7 +53,7 @@ impl Database {
     }
 
     /// With its schema: a copy of one that all tests share, which is sooner there than the migrations run.
-    async fn migrated() -> Database {
+    pub(super) async fn migrated() -> Database {
         let mut connection = PgConnection::connect(&server()).await.expect("the tests' PostgreSQL answers");
         let sums: Vec<u8> =
             MIGRATIONS.iter().flat_map(|migration| migration.checksum.iter().copied().take(4)).collect();
@@ -73,12 +73,12 @@ impl Database {
         Database { name }
     }
 
-    fn options(&self) -> PostgresOptions {
+    pub(super) fn options(&self) -> PostgresOptions {
         let options = PostgresOptions::new(url_of(&self.name));
         PostgresOptions { snapshots_kept: SNAPSHOTS_KEPT, connections: 3, clock: Clock::Passed, ..options }
     }
 
-    async fn look(&self) -> PgConnection {
+    pub(super) async fn look(&self) -> PgConnection {
         PgConnection::connect(&url_of(&self.name)).await.unwrap()
     }
 }
@@ -130,7 +130,11 @@ async fn count(connection: &mut PgConnection, sql: &str) -> i64 {
 
 /// What no history of writes may leave behind.
 async fn check(world: &World) {
-    let mut connection = home(world).database.look().await;
+    check_database(&home(world).database).await;
+}
+
+pub(super) async fn check_database(database: &Database) {
+    let mut connection = database.look().await;
     for (rule, violations) in [
         (
             "T1: a turn has its end or its marker, never both, never neither",
@@ -233,7 +237,7 @@ async fn s6_a_snapshot_without_its_bytes_is_told() {
     let fused = world.submit_and_start(world.message("c")).await;
     let snapshot = fused.head.as_ref().unwrap().snapshot.as_ref().expect("it never silently starts fresh");
     assert_eq!((snapshot.run_id, snapshot.body.clone()), (claimed.lease.turn.into(), None));
-    world.requeue(&fused, 0, false).await;
+    world.requeue(&fused, 0).await;
     assert!(world.claim_one().await.head.unwrap().snapshot.unwrap().body.is_none());
 }
 
@@ -307,7 +311,7 @@ async fn a_turn_handed_round_for_ever_ends() {
     home(&world).damage("UPDATE turn_markers SET epoch = 999999").await;
     let mut last = claimed.clone();
     last.lease.epoch = 999_999;
-    world.requeue(&last, 0, false).await;
+    world.requeue(&last, 0).await;
     assert!(world.claim(10).await.is_empty());
     let found = world.sweep().await;
     assert!(!found.ready);

@@ -277,10 +277,9 @@ fn describe<'a>(item: &'a Write, bodies: &mut Bodies<'a>) -> Result<Item<'a>, sq
         Write::Append(append) => append_item(append, false, bodies),
         Write::BeginEffect(append) => append_item(append, true, bodies),
         Write::Commit(commit) => commit_item(commit, bodies)?,
-        Write::Requeue(Requeue { lease, delay_ms }) => Item {
-            requeue: Some(RequeueItem { delay_ms: bigint(*delay_ms) }),
-            ..held("requeue", lease)
-        },
+        Write::Requeue(Requeue { lease, delay_ms }) => {
+            Item { requeue: Some(RequeueItem { delay_ms: bigint(*delay_ms) }), ..held("requeue", lease) }
+        }
     })
 }
 

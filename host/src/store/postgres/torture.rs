@@ -1,0 +1,599 @@
+//! Several hosts at once on one database, in real time: batches that meet, leases that expire while their owners go on talking, claims that race,
+//! cancels and interrupts from outside. Nobody coordinates them but the database. What a history must not hold is looked for in the answers while
+//! it goes on, in samples of the tables, and in the tables afterwards.
+//!
+//! Then each flaw that the functions are written against is put back, one at a time, and the same torture must notice. A flaw that nobody notices
+//! would be a line that nobody tests.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use sqlx::{AssertSqlSafe, Row};
+
+use super::tests::Database;
+use super::*;
+use crate::admission::{OnBusy, Refusal};
+use crate::event::EventBatch;
+use crate::gate::{self, Grant};
+use crate::ids::{OrgId, ReplicaId, TurnId};
+use crate::lease::{Epoch, Lease};
+use crate::store::conformance::{BOUNDS, agent, cancelled, conversation, deltas, failed, org, replied, user, worker};
+use crate::store::{
+    Accept, AcceptResult, Append, ClaimRequest, Claimed, Clocks, Commit, CommitResult, Fenced, Requeue, RunningBound,
+    StagedSnapshot, Store, Write, Written,
+};
+use crate::turn::{FailureCode, Outcome};
+
+const HOSTS: usize = 4;
+const TTL_MS: u64 = 250;
+const ORG_RUNNING_MAX: usize = 5;
+const ATTEMPTS_MAX: u32 = 40;
+
+/// What all hosts know of the history together.
+#[derive(Default)]
+struct Ledger {
+    accepted: Vec<(OrgId, TurnId)>,
+    /// Won ends, and under which epoch they were asked for.
+    ended: HashMap<(OrgId, TurnId), u32>,
+    /// The newest epoch that a claim has handed out, and all of them.
+    newest: HashMap<TurnId, Epoch>,
+    handed_out: HashSet<(TurnId, Epoch)>,
+    /// Turns that have begun an effect; they never start again.
+    effects: HashSet<TurnId>,
+    violations: Vec<String>,
+    turns: usize,
+    takeovers: usize,
+    stale: usize,
+}
+
+impl Ledger {
+    fn violated(&mut self, what: impl Into<String>) {
+        self.violations.push(what.into());
+    }
+
+    fn claimed(&mut self, claimed: &Claimed) {
+        let (turn, epoch) = (claimed.lease.turn, claimed.lease.epoch);
+        if !self.handed_out.insert((turn, epoch)) {
+            self.violated(format!("E1: epoch {epoch} of {turn} was handed out twice"));
+        }
+        let newest = self.newest.entry(turn).or_default();
+        *newest = (*newest).max(epoch);
+        if claimed.refused.is_some() {
+            return;
+        }
+        if gate::decide(&claimed.envelope).is_err() {
+            self.violated(format!("S1: {turn} runs, and the gate refuses it"));
+        }
+        if self.effects.contains(&turn) {
+            self.violated(format!("R1: {turn} runs again after its effect"));
+        }
+        self.takeovers += usize::from(claimed.restarted);
+    }
+}
+
+struct Host {
+    store: Arc<PostgresStore>,
+    ledger: Arc<Mutex<Ledger>>,
+    random: u64,
+    id: ReplicaId,
+    held: Vec<Claimed>,
+    /// What an earlier incarnation held, and still believes to.
+    zombies: Vec<Claimed>,
+}
+
+impl Host {
+    fn below(&mut self, n: usize) -> usize {
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.random >> 33).unwrap() % n
+    }
+
+    fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+
+    fn message(&mut self) -> Accept {
+        let (turn, org) = (TurnId::new(), org(["acme", "zeta"][self.below(2)]));
+        let mut envelope = crate::gate::Envelope {
+            run_id: Some(turn.into()),
+            org: Some(org.clone()),
+            conversation: Some(conversation(&format!("c-{}", self.below(4)))),
+            mode: crate::gate::SessionMode::Snapshot,
+        };
+        if self.chance(3) {
+            envelope.conversation = None;
+        }
+        Accept {
+            org,
+            turn,
+            agent: agent(),
+            envelope,
+            user: user("ann"),
+            sees_all: true,
+            message: bytes::Bytes::from_static(br#"{"text":"hi"}"#),
+            dry_run: false,
+            key: None,
+            on_busy: if self.chance(3) { OnBusy::Interrupt } else { OnBusy::Enqueue },
+            bounds: BOUNDS,
+            clocks: Clocks { admission_timeout_ms: 60_000, queue_timeout_ms: 60_000, turn_timeout_ms: 60_000 },
+            attempts_max: ATTEMPTS_MAX,
+            claim_for: self.chance(50).then_some((self.id, RunningBound(ORG_RUNNING_MAX))),
+        }
+    }
+
+    fn commit(&mut self, claimed: &Claimed, outcome: Outcome) -> Write {
+        let completes = matches!(outcome, Outcome::Completed { .. });
+        let snapshot = match (&claimed.head, gate::decide(&claimed.envelope)) {
+            (Some(head), Ok(Grant::Shared(permit))) if completes && self.chance(70) => {
+                Some(StagedSnapshot { permit, parent: head.parent, body: bytes::Bytes::from_static(b"state") })
+            }
+            _ => None,
+        };
+        Write::Commit(Box::new(Commit {
+            org: claimed.lease.org.clone(),
+            turn: claimed.lease.turn,
+            epoch: Some(claimed.lease.epoch),
+            outcome,
+            snapshot,
+            tail: EventBatch::default(),
+            usage: None,
+        }))
+    }
+
+    /// One round: what this host held is spoken for, ended or given back, and something new comes.
+    async fn round(&mut self, submits: bool) -> crate::store::Result<()> {
+        let now = Timestamp(0);
+        match self.below(10) {
+            // Stopped for longer than its lease lasts, and it does not know.
+            0 if submits => {
+                tokio::time::sleep(Duration::from_millis(TTL_MS + 30)).await;
+                self.zombies.append(&mut self.held);
+            }
+            _ => {
+                if !self.store.renew_replica(self.id, now, TTL_MS).await? {
+                    self.zombies.append(&mut self.held);
+                    self.id = ReplicaId::new();
+                    self.store.register_replica(self.id, now, TTL_MS).await?;
+                }
+            }
+        }
+        let mut batch = Vec::new();
+        for claimed in std::mem::take(&mut self.held) {
+            let lease = claimed.lease.clone();
+            batch.push(Write::Append(Append { lease: lease.clone(), batch: deltas(1, &["a"]) }));
+            match self.below(20) {
+                0..11 => batch.push(self.commit(&claimed, replied("done"))),
+                11 => {
+                    batch.push(self.commit(&claimed, failed(FailureCode::TurnTimeout)));
+                    batch.push(self.commit(&claimed, replied("late")));
+                }
+                12 | 13 => batch.push(Write::Requeue(Requeue { lease, delay_ms: 0 })),
+                14 => {
+                    batch.push(Write::BeginEffect(Append { lease, batch: deltas(60, &["effect"]) }));
+                    self.zombies.push(claimed);
+                }
+                15 => self.zombies.push(claimed),
+                _ => self.held.push(claimed),
+            }
+        }
+        for claimed in std::mem::take(&mut self.zombies) {
+            if self.chance(30) {
+                batch.push(Write::Append(Append { lease: claimed.lease.clone(), batch: deltas(70, &["late"]) }));
+                batch.push(self.commit(&claimed, replied("zombie")));
+            } else {
+                self.zombies.push(claimed);
+            }
+        }
+        if submits {
+            for _ in 0..self.below(6) {
+                batch.push(Write::Accept(Box::new(self.message())));
+            }
+            let newest = self.ledger.lock().accepted.iter().rev().take(30).cloned().collect::<Vec<_>>();
+            if !newest.is_empty() && self.chance(20) {
+                let (org, turn) = newest[self.below(newest.len())].clone();
+                batch.push(Write::Commit(Box::new(Commit {
+                    org,
+                    turn,
+                    epoch: None,
+                    outcome: cancelled(),
+                    snapshot: None,
+                    tail: EventBatch::default(),
+                    usage: None,
+                })));
+            }
+        }
+        batch.push(Write::Claim(ClaimRequest {
+            holder: self.id,
+            slots: 1 + self.below(6),
+            org_running_max: RunningBound(ORG_RUNNING_MAX),
+            backoff_ms: 20,
+            backoff_ms_max: 40,
+        }));
+        // In any order: batches of two hosts meet in all ways.
+        for place in (1..batch.len()).rev() {
+            let other = self.below(place + 1);
+            batch.swap(place, other);
+        }
+        self.write(batch).await?;
+        self.sweep().await
+    }
+
+    async fn sweep(&mut self) -> crate::store::Result<()> {
+        let found = self.store.sweep(Timestamp(0), 3, 100).await?;
+        let ends = found.overdue.into_iter().map(|overdue| {
+            Write::Commit(Box::new(Commit {
+                org: overdue.org,
+                turn: overdue.turn,
+                epoch: Some(overdue.epoch),
+                outcome: failed(FailureCode::HostLost),
+                snapshot: None,
+                tail: EventBatch::default(),
+                usage: None,
+            }))
+        });
+        let ends: Vec<Write> = ends.collect();
+        if ends.is_empty() { Ok(()) } else { self.write(ends).await }
+    }
+
+    async fn write(&mut self, batch: Vec<Write>) -> crate::store::Result<()> {
+        // What everybody knows before this is sent: whoever speaks against it is refused, or the database is wrong.
+        let known: Vec<Known> = batch.iter().map(|item| self.ledger.lock().known(item)).collect();
+        let written = self.store.write(batch.clone(), Timestamp(0)).await?;
+        let ledger = Arc::clone(&self.ledger);
+        let mut ledger = ledger.lock();
+        for ((item, written), known) in batch.iter().zip(written).zip(known) {
+            match (item, written) {
+                (_, Written::Failed(why)) => ledger.violated(format!("an item broke a constraint: {why}")),
+                (Write::Accept(accept), Written::Accept(result)) => match result {
+                    AcceptResult::Accepted { interrupted, claimed } => {
+                        ledger.turns += 1;
+                        ledger.accepted.push((accept.org.clone(), accept.turn));
+                        for ended in interrupted {
+                            *ledger.ended.entry((ended.org, ended.turn)).or_default() += 1;
+                        }
+                        if let Some(claimed) = claimed {
+                            ledger.claimed(&claimed);
+                            self.held.push(*claimed);
+                        }
+                    }
+                    AcceptResult::Refused(Refusal::ConversationQueueFull | Refusal::OrgQueueFull) => {}
+                    other => ledger.violated(format!("a message was answered with {other:?}")),
+                },
+                (Write::Claim(_), Written::Claim(claimed)) => {
+                    for claimed in claimed {
+                        ledger.claimed(&claimed);
+                        if claimed.refused.is_none() {
+                            self.held.push(claimed);
+                        }
+                    }
+                }
+                (Write::Append(append), Written::Append(fenced)) => ledger.spoke(&append.lease, fenced, known),
+                (Write::BeginEffect(append), Written::Append(fenced)) => {
+                    ledger.spoke(&append.lease, fenced, known);
+                    if fenced == Fenced::Done {
+                        ledger.effects.insert(append.lease.turn);
+                    }
+                }
+                (Write::Requeue(requeue), Written::Requeue(fenced)) => {
+                    ledger.spoke(&requeue.lease, fenced, known);
+                    if fenced == Fenced::Done {
+                        // Whoever gives back is fenced at once.
+                        let newest = ledger.newest.entry(requeue.lease.turn).or_default();
+                        *newest = (*newest).max(requeue.lease.epoch + 1);
+                    }
+                }
+                (Write::Commit(commit), Written::Commit(result)) => match result {
+                    CommitResult::Won(ended) => {
+                        if commit.epoch.is_some_and(|epoch| epoch < known.newest) {
+                            ledger.violated(format!(
+                                "R2: epoch {:?} of {} ended it, and {} owns it",
+                                commit.epoch, commit.turn, known.newest
+                            ));
+                        }
+                        *ledger.ended.entry((ended.org, ended.turn)).or_default() += 1;
+                    }
+                    CommitResult::Lost => ledger.stale += 1,
+                    CommitResult::SnapshotConflict => {
+                        ledger.violated(format!("S3: {} did not start from the newest snapshot", commit.turn));
+                    }
+                },
+                (item, written) => ledger.violated(format!("{item:?} was answered with {written:?}")),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Ledger {
+    fn known(&self, item: &Write) -> Known {
+        let (org, turn) = match item {
+            Write::Append(append) | Write::BeginEffect(append) => (&append.lease.org, append.lease.turn),
+            Write::Requeue(requeue) => (&requeue.lease.org, requeue.lease.turn),
+            Write::Commit(commit) => (&commit.org, commit.turn),
+            Write::Accept(_) | Write::Claim(_) => return Known::default(),
+        };
+        Known {
+            newest: self.newest.get(&turn).copied().unwrap_or(0),
+            ended: self.ended.contains_key(&(org.clone(), turn)),
+        }
+    }
+
+    /// What was written under a lease.
+    fn spoke(&mut self, lease: &Lease, fenced: Fenced, known: Known) {
+        if fenced == Fenced::Stale {
+            self.stale += 1;
+            return;
+        }
+        if lease.epoch < known.newest {
+            self.violated(format!("R2: epoch {} of {} spoke, and {} owns it", lease.epoch, lease.turn, known.newest));
+        }
+        if known.ended {
+            self.violated(format!("E4: {} spoke after its end", lease.turn));
+        }
+    }
+}
+
+/// What was known of a turn before something was said for it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Known {
+    newest: Epoch,
+    ended: bool,
+}
+
+/// What no moment may show. Each is one statement: one moment.
+const SAMPLES: [(&str, &str); 4] = [
+    (
+        "an org's load is its markers",
+        "SELECT 1 FROM (SELECT org_id, count(*) FILTER (WHERE state = 'waiting') AS waiting, count(*) FILTER (WHERE state = 'ready') AS ready,
+                               count(*) FILTER (WHERE state = 'running') AS running FROM turn_markers GROUP BY org_id) m FULL JOIN org_load l USING (org_id)
+          WHERE (coalesce(m.waiting, 0), coalesce(m.ready, 0), coalesce(m.running, 0)) IS DISTINCT FROM (l.waiting, l.ready, l.running)",
+    ),
+    ("O3: no more run than the org's bound allows", "SELECT 1 FROM turn_markers WHERE state = 'running' GROUP BY org_id HAVING count(*) > 5"),
+    (
+        "T9: nobody overtakes, and nobody is stranded",
+        "SELECT 1 FROM turn_markers w WHERE state = 'waiting' AND NOT EXISTS (SELECT 1 FROM turn_markers a WHERE a.org_id = w.org_id
+           AND a.agent_id = w.agent_id AND a.conversation_id = w.conversation_id AND a.seq < w.seq AND a.state <> 'waiting')",
+    ),
+    (
+        "T1: a turn has its end or its marker",
+        "SELECT 1 FROM turns t LEFT JOIN turn_markers m USING (org_id, turn_id) WHERE (t.outcome IS NULL) = (m.turn_id IS NULL)",
+    ),
+];
+
+async fn sample(pool: &PgPool, ledger: &Mutex<Ledger>) {
+    for (rule, sql) in SAMPLES {
+        match sqlx::query(sql).fetch_all(pool).await {
+            Ok(rows) if rows.is_empty() => {}
+            Ok(rows) => ledger.lock().violated(format!("{rule}: {} times", rows.len())),
+            Err(error) => ledger.lock().violated(format!("the tables cannot be read: {error}")),
+        }
+    }
+}
+
+/// Tortures a database for so long, or until something is wrong.
+async fn torture(database: &Database, time: Duration) -> Ledger {
+    let ledger = Arc::new(Mutex::new(Ledger::default()));
+    let options = PostgresOptions { clock: Clock::Database, ..database.options() };
+    let first = Arc::new(PostgresStore::open(options.clone()).await.unwrap());
+    for id in ["acme", "zeta"] {
+        first.create_org(&org(id), &user("root"), Timestamp(0)).await.unwrap();
+        let wasm = bytes::Bytes::from_static(b"x");
+        first.put_worker(&org(id), &worker(), [7; 32], wasm, vec![], 1.0, 3, 2, Timestamp(0)).await.unwrap();
+        let settings = crate::agent::AgentSettings::of(worker());
+        first.put_agent(&org(id), &agent(), settings, 3, Timestamp(0)).await.unwrap();
+    }
+    let until = Instant::now() + time;
+    let mut hosts = Vec::new();
+    for seed in 0..HOSTS {
+        let store =
+            if seed == 0 { first.clone() } else { Arc::new(PostgresStore::open(options.clone()).await.unwrap()) };
+        let mut host = Host {
+            store,
+            ledger: ledger.clone(),
+            random: (0x9E37_79B9 * (seed as u64 + 1)) ^ uuid::Uuid::now_v7().as_u128() as u64,
+            id: ReplicaId::new(),
+            held: Vec::new(),
+            zombies: Vec::new(),
+        };
+        host.store.register_replica(host.id, Timestamp(0), TTL_MS).await.unwrap();
+        hosts.push(tokio::spawn(async move {
+            let done = |host: &Host| Instant::now() > until || !host.ledger.lock().violations.is_empty();
+            while !done(&host) {
+                if let Err(error) = host.round(true).await {
+                    host.ledger.lock().violated(format!("a host failed: {error}"));
+                }
+            }
+            // No more messages: what is live ends.
+            let mut rounds = 0;
+            while host.ledger.lock().violations.is_empty()
+                && host.store.live_counts().await.is_ok_and(|live| live.waiting + live.ready + live.running > 0)
+            {
+                rounds += 1;
+                if rounds > 1_500 {
+                    host.ledger.lock().violated("T1: turns never end");
+                }
+                if let Err(error) = host.round(false).await {
+                    host.ledger.lock().violated(format!("a host failed: {error}"));
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }));
+    }
+    while hosts.iter().any(|host| !host.is_finished()) {
+        sample(&first.pool, &ledger).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for host in hosts {
+        host.await.unwrap();
+    }
+    sample(&first.pool, &ledger).await;
+    let deadlocks = sqlx::query("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()");
+    let deadlocks: i64 = deadlocks.fetch_one(&first.pool).await.unwrap().get(0);
+    let mut ledger = std::mem::take(&mut *ledger.lock());
+    if deadlocks > 0 {
+        ledger.violated(format!("{deadlocks} deadlocks"));
+    }
+    for (turn, times) in ledger.ended.clone() {
+        if times != 1 {
+            ledger.violated(format!("T1: {turn:?} ended {times} times"));
+        }
+    }
+    if ledger.violations.is_empty() && ledger.accepted.len() != ledger.ended.len() {
+        let missing = format!("T1: {} were accepted and {} ended", ledger.accepted.len(), ledger.ended.len());
+        ledger.violated(missing);
+    }
+    ledger
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_hosts_at_once_break_no_rule() {
+    let database = Database::migrated().await;
+    let ledger = torture(&database, Duration::from_secs(6)).await;
+    println!("{} turns, {} restarts, {} late words", ledger.turns, ledger.takeovers, ledger.stale);
+    assert_eq!(ledger.violations, Vec::<String>::new());
+    assert!(ledger.turns > 300 && ledger.takeovers > 10 && ledger.stale > 10, "the torture was mild");
+    super::tests::check_database(&database).await;
+}
+
+/// A function, what is taken out of it, and what is put in its place.
+struct Flaw {
+    what: &'static str,
+    function: &'static str,
+    from: &'static str,
+    to: &'static str,
+}
+
+const FLAWS: &[Flaw] = &[
+    Flaw {
+        what: "the org is read and not locked",
+        function: "write_batch",
+        from: "ORDER BY g.org_id FOR NO KEY UPDATE",
+        to: "ORDER BY g.org_id",
+    },
+    Flaw {
+        what: "batches lock orgs in different orders",
+        function: "write_batch",
+        from: "FOR l IN SELECT g.org_id, g.waiting, g.ready, g.running FROM org_load g WHERE g.org_id = ANY (v_lock) ORDER BY g.org_id FOR NO KEY UPDATE LOOP",
+        to: "PERFORM 1 FROM org_load g WHERE g.org_id = CASE WHEN random() < 0.5 THEN 'zeta' ELSE 'acme' END FOR NO KEY UPDATE; PERFORM pg_sleep(0.002);
+  FOR l IN SELECT g.org_id, g.waiting, g.ready, g.running FROM org_load g ORDER BY g.org_id FOR NO KEY UPDATE LOOP",
+    },
+    Flaw {
+        what: "an end does not ask for the epoch",
+        function: "end_turn",
+        from: "AND (p_epoch IS NULL OR epoch = p_epoch)",
+        to: "",
+    },
+    Flaw {
+        what: "events are appended without a look at the epoch",
+        function: "write_batch",
+        from: "PERFORM 1 FROM turn_markers WHERE org_id = it.org AND turn_id = it.turn AND epoch = it.epoch AND state = 'running';\n      END IF;\n      o.kind := 'stale';",
+        to: "PERFORM 1;\n      END IF;\n      o.kind := 'stale';",
+    },
+    Flaw {
+        what: "a claim does not ask the gate's column",
+        function: "start_turn",
+        from: "IF m.refusal IS NOT NULL THEN",
+        to: "IF false THEN",
+    },
+    Flaw {
+        what: "an end makes nobody ready",
+        function: "end_turn",
+        from: "IF p_look_for_next AND",
+        to: "IF false AND",
+    },
+    Flaw {
+        what: "the youngest is made ready, not the oldest",
+        function: "promote",
+        from: "SELECT min(w.seq)",
+        to: "SELECT max(w.seq)",
+    },
+    Flaw {
+        what: "a requeue keeps the epoch",
+        function: "write_batch",
+        from: "SET state = 'ready', holder = NULL, epoch = epoch + 1,",
+        to: "SET state = 'ready', holder = NULL,",
+    },
+    Flaw {
+        what: "a takeover keeps the epoch",
+        function: "start_turn",
+        from: "SET state = 'running', holder = p_holder, epoch = epoch + 1,",
+        to: "SET state = 'running', holder = p_holder,",
+    },
+    Flaw {
+        what: "what had an effect is taken over",
+        function: "write_batch",
+        from: "AND m.attempt < m.attempts_max AND NOT m.effects AND m.deadline_at > v_now AND m.epoch < 1000000\n                  AND m.org_id",
+        to: "AND m.attempt < m.attempts_max AND m.deadline_at > v_now AND m.epoch < 1000000\n                  AND m.org_id",
+    },
+    Flaw {
+        what: "the claim does not ask for the org's bound",
+        function: "write_batch",
+        from: "CONTINUE WHEN i IS NULL OR v_running[i] >= it.running_max;",
+        to: "CONTINUE WHEN i IS NULL;",
+    },
+    Flaw {
+        what: "a fused start does not ask who is before it",
+        function: "write_batch",
+        from: "AND NOT v_behind AND NOT v_refused",
+        to: "AND NOT v_refused",
+    },
+    Flaw {
+        what: "ready or waiting is decided before the lock",
+        function: "write_batch",
+        from: "IF v_waiting[i] > 0 THEN\n          SELECT count(*)::int",
+        to: "IF false THEN\n          SELECT count(*)::int",
+    },
+    Flaw {
+        what: "a snapshot does not ask for the head",
+        function: "write_batch",
+        from: "UPDATE conversations SET head_run = c.run_id, kept_runs = v_kept",
+        to: "UPDATE conversations SET kept_runs = v_kept",
+    },
+    Flaw {
+        what: "a place is given out twice",
+        function: "write_batch",
+        from: "SET next_seq = v_seq + 1 WHERE",
+        to: "SET next_seq = v_seq WHERE",
+    },
+    Flaw {
+        what: "the loser of an election writes all the same",
+        function: "end_turn",
+        from: "  IF NOT FOUND THEN\n    result := 'lost';\n    RETURN;\n  END IF;",
+        to: "  IF NOT FOUND THEN\n    result := 'won'; was := 'running'; agent_id := 'support'; accepted_at := 0; attempt := 1;\n    RETURN;\n  END IF;",
+    },
+];
+
+/// Defines a function anew, with its flaw.
+async fn put_back(database: &Database, flaw: &Flaw) {
+    let mut connection = database.look().await;
+    let defined = sqlx::query("SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = $1").bind(flaw.function);
+    let defined: String = defined.fetch_one(&mut connection).await.unwrap().get(0);
+    assert_eq!(
+        defined.matches(flaw.from).count(),
+        1,
+        "{}: the functions have changed; say anew what the flaw is",
+        flaw.what
+    );
+    let flawed = defined.replace(flaw.from, flaw.to);
+    sqlx::raw_sql(AssertSqlSafe(flawed))
+        .execute(&mut connection)
+        .await
+        .unwrap_or_else(|error| panic!("{}: {error}", flaw.what));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_flaw_that_is_put_back_is_noticed() {
+    let mut unnoticed = Vec::new();
+    for flaw in FLAWS {
+        let database = Database::migrated().await;
+        put_back(&database, flaw).await;
+        let began = Instant::now();
+        let ledger = torture(&database, Duration::from_secs(5)).await;
+        match ledger.violations.first() {
+            Some(first) => println!("{} ({:?}): {first}", flaw.what, began.elapsed()),
+            None => unnoticed.push(flaw.what),
+        }
+    }
+    assert!(unnoticed.is_empty(), "{unnoticed:?}");
+}
