@@ -1,4 +1,5 @@
-//! A throwaway PostgreSQL server for the tests: started in a temporary directory, reached over a socket in it, gone with its owner.
+//! A throwaway PostgreSQL server for the tests, with PgBouncer in transaction mode beside it: started in a temporary directory, reached over sockets
+//! in it, gone with its owner.
 //!
 //! Its durability is switched off: what these tests ask for is what is written, not whether it survives a power cut. Whoever starts one needs no
 //! PostgreSQL running, only its programs; where they are missing they are installed, or it is said how.
@@ -15,36 +16,42 @@ use tempfile::TempDir;
 
 /// What names the server to the tests.
 pub const URL_VARIABLE: &str = "TURNHOUSE_TEST_DATABASE_URL";
+/// What names the pooler before it.
+pub const POOLER_VARIABLE: &str = "TURNHOUSE_TEST_POOLER_URL";
 /// The oldest that the shared store uses.
 const VERSION_MIN: u32 = 15;
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// A socket's path must be shorter than 108 bytes, and its own name is some 20 of them.
-const SOCKET_DIR_MAX: usize = 80;
+const SOCKET_DIR_MAX: usize = 60;
+const POOLER_PORT: u16 = 6432;
 
-/// A running server; stopped and removed when dropped.
+/// A running server and its pooler; stopped and removed when dropped.
 pub struct Server {
-    process: Child,
+    // In this order: the pooler's sessions end with it.
+    _pooler: Process,
+    _server: Process,
     dir: TempDir,
 }
+
+/// Stopped when dropped.
+struct Process(Child);
 
 impl Server {
     /// Makes a cluster and starts a server on it. Installs PostgreSQL where it is missing and that can be done.
     pub fn start() -> Result<Server> {
-        let programs = match programs() {
-            Some(programs) => programs,
-            None => {
-                install()?;
-                programs().context("PostgreSQL was installed, and its programs are not where they were expected")?
-            }
-        };
+        if programs().is_none() || pgbouncer().is_none() {
+            install()?;
+        }
+        let missing = "they were installed, and their programs are not where they were expected";
+        let (programs, pgbouncer) = programs().zip(pgbouncer()).context(missing)?;
         let user = User::that_serves()?;
         let dir = socket_dir()?;
         if let Some(user) = &user {
             chown(dir.path(), Some(user.uid), Some(user.gid)).context("cannot give the directory away")?;
         }
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700))?;
-        let (data, log) = (dir.path().join("data"), dir.path().join("log"));
+        let (data, log) = (dir.path().join("data"), dir.path().join("postgres.log"));
         let mut initdb = run_as(user.as_ref(), &programs.join("initdb"));
         initdb.args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync", "--pgdata"]);
         let made = initdb.arg(&data).current_dir(dir.path()).stdin(Stdio::null()).output();
@@ -52,7 +59,7 @@ impl Server {
         ensure!(made.status.success(), "initdb failed: {}", String::from_utf8_lossy(&made.stderr).trim());
 
         let mut postgres = run_as(user.as_ref(), &programs.join("postgres"));
-        postgres.arg("-D").arg(&data);
+        postgres.current_dir(dir.path()).arg("-D").arg(&data);
         let sockets = format!("unix_socket_directories={}", dir.path().display());
         for setting in [
             "listen_addresses=",
@@ -65,35 +72,52 @@ impl Server {
         ] {
             postgres.args(["-c", setting]);
         }
-        let file = std::fs::File::create(&log).context("cannot make the server's log")?;
-        let process = postgres
-            .current_dir(dir.path())
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file)
-            .spawn()
-            .context("cannot run postgres")?;
-        let mut server = Server { process, dir };
-        server.wait_until_ready()?;
-        Ok(server)
-    }
-
-    /// Its administrator's URL.
-    pub fn url(&self) -> String {
-        format!("postgres://postgres@localhost/postgres?host={}", self.dir.path().display())
-    }
-
-    fn wait_until_ready(&mut self) -> Result<()> {
-        let began = Instant::now();
+        let mut server = Process::spawn(&mut postgres, &log)?;
         // Its eighth line is the server's state.
-        let state = self.dir.path().join("data/postmaster.pid");
-        while !std::fs::read_to_string(&state)
-            .is_ok_and(|text| text.lines().nth(7).is_some_and(|line| line.trim() == "ready"))
-        {
-            let ended = self.process.try_wait()?;
+        let state = data.join("postmaster.pid");
+        let is_ready = |text: String| text.lines().nth(7).is_some_and(|line| line.trim() == "ready");
+        server.wait_until(&log, || std::fs::read_to_string(&state).is_ok_and(is_ready))?;
+
+        // Its own settings, and what it refuses, are Debian's.
+        let (config, users) = (dir.path().join("pgbouncer.ini"), dir.path().join("users"));
+        let place = dir.path().display();
+        std::fs::write(&users, "\"postgres\" \"\"\n")?;
+        let text = format!(
+            "[databases]\n* = host={place} port=5432\n\n[pgbouncer]\nlisten_addr =\nlisten_port = {POOLER_PORT}\nunix_socket_dir = {place}\n\
+             auth_type = trust\nauth_file = {}\npool_mode = transaction\ndefault_pool_size = 3\nmax_client_conn = 500\nserver_idle_timeout = 5\n",
+            users.display()
+        );
+        std::fs::write(&config, text)?;
+        let log = dir.path().join("pgbouncer.log");
+        let mut pooler = run_as(user.as_ref(), &pgbouncer);
+        let mut pooler = Process::spawn(pooler.arg("--quiet").arg(&config).current_dir(dir.path()), &log)?;
+        let socket = dir.path().join(format!(".s.PGSQL.{POOLER_PORT}"));
+        pooler.wait_until(&log, || socket.exists())?;
+        Ok(Server { _pooler: pooler, _server: server, dir })
+    }
+
+    /// What tells the tests where they are: the server's and the pooler's URL.
+    pub fn variables(&self) -> [(&'static str, String); 2] {
+        let url = format!("postgres://postgres@localhost/postgres?host={}", self.dir.path().display());
+        let pooler = format!("{url}&port={POOLER_PORT}");
+        [(URL_VARIABLE, url), (POOLER_VARIABLE, pooler)]
+    }
+}
+
+impl Process {
+    fn spawn(command: &mut Command, log: &Path) -> Result<Process> {
+        let file = std::fs::File::create(log).with_context(|| format!("cannot make {}", log.display()))?;
+        let command = command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        Ok(Process(command.spawn().with_context(|| format!("cannot run {}", command.get_program().display()))?))
+    }
+
+    fn wait_until(&mut self, log: &Path, is_ready: impl Fn() -> bool) -> Result<()> {
+        let began = Instant::now();
+        while !is_ready() {
+            let ended = self.0.try_wait()?;
             if ended.is_some() || began.elapsed() > START_TIMEOUT {
-                let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-                bail!("PostgreSQL did not start: {}", log.trim());
+                let name = log.file_stem().unwrap_or_default().display();
+                bail!("{name} did not start: {}", std::fs::read_to_string(log).unwrap_or_default().trim());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -101,18 +125,18 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for Process {
     fn drop(&mut self) {
-        let Ok(pid) = i32::try_from(self.process.id()) else { return };
+        let Ok(pid) = i32::try_from(self.0.id()) else { return };
         // Fast shutdown: it ends its sessions itself.
         if let Some(pid) = Pid::from_raw(pid) {
             let _ = kill_process(pid, Signal::INT);
         }
         let began = Instant::now();
-        while matches!(self.process.try_wait(), Ok(None)) {
+        while matches!(self.0.try_wait(), Ok(None)) {
             if began.elapsed() > STOP_TIMEOUT {
-                let _ = self.process.kill();
-                let _ = self.process.wait();
+                let _ = self.0.kill();
+                let _ = self.0.wait();
                 return;
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -192,13 +216,17 @@ fn programs() -> Option<PathBuf> {
     newest.into_iter().chain(on_path()).find(|dir| dir.join("initdb").is_file() && dir.join("postgres").is_file())
 }
 
+fn pgbouncer() -> Option<PathBuf> {
+    which("pgbouncer").or_else(|| Some(PathBuf::from("/usr/sbin/pgbouncer")).filter(|file| file.is_file()))
+}
+
 /// From Debian's packages, without the cluster and the running server that they would set up.
 fn install() -> Result<()> {
-    let advice = "the tests of the shared store need PostgreSQL 15 or newer: install its server (Debian and Ubuntu: postgresql; Fedora: \
-                  postgresql-server; macOS: brew install postgresql), or set TURNHOUSE_TEST_DATABASE_URL to the URL of a server whose user may make \
-                  databases";
+    let advice = "the tests of the shared store need PostgreSQL 15 or newer and PgBouncer: install their servers (Debian and Ubuntu: postgresql \
+                  pgbouncer; Fedora: postgresql-server pgbouncer; macOS: brew install postgresql pgbouncer), or name running ones in \
+                  TURNHOUSE_TEST_DATABASE_URL, whose user may make databases, and TURNHOUSE_TEST_POOLER_URL";
     ensure!(rustix::process::geteuid().is_root() && which("apt-get").is_some(), "{advice}");
-    eprintln!("Installing PostgreSQL's programs, which the tests of the shared store start.");
+    eprintln!("Installing PostgreSQL and PgBouncer, which the tests of the shared store start.");
     let apt = |arguments: &[&str]| -> Result<()> {
         let mut apt = Command::new("apt-get");
         apt.args(["-qq", "-y", "-o", "Dpkg::Use-Pty=0"]).args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
@@ -212,7 +240,18 @@ fn install() -> Result<()> {
     let text = std::fs::read_to_string(config).unwrap_or_default();
     std::fs::write(config, format!("{text}\ncreate_main_cluster = false\n"))
         .with_context(|| format!("cannot write {config}"))?;
-    apt(&["install", "--no-install-recommends", "postgresql"])
+    // A package starts what it installs unless this file says no.
+    let policy = Path::new("/usr/sbin/policy-rc.d");
+    let ours = !policy.exists();
+    if ours {
+        std::fs::write(policy, "#!/bin/sh\nexit 101\n")?;
+        std::fs::set_permissions(policy, std::fs::Permissions::from_mode(0o755))?;
+    }
+    let installed = apt(&["install", "--no-install-recommends", "postgresql", "pgbouncer"]);
+    if ours {
+        std::fs::remove_file(policy)?;
+    }
+    installed
 }
 
 #[cfg(test)]

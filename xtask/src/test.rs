@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every test of the workspace, after all set-up; then the examples, which are workspaces of their own.
 //!
-//! The shared store's tests find a PostgreSQL server under `TURNHOUSE_TEST_DATABASE_URL`: the one that is set, or one that lives as long as the run.
+//! The shared store's tests find a PostgreSQL server under `TURNHOUSE_TEST_DATABASE_URL`, and PgBouncer before it under
+//! `TURNHOUSE_TEST_POOLER_URL`: those that are set, or some that live as long as the run.
 
 use std::process::{Command, Stdio};
 
@@ -21,8 +22,8 @@ pub fn run(options: &Options) -> Result<()> {
         Some(_) => None,
         None => Some(postgres::Server::start()?),
     };
-    let database_url = server.as_ref().map(postgres::Server::url);
-    let cargo = |arguments: &[&str]| cargo(arguments, database_url.as_deref());
+    let variables = server.as_ref().map(postgres::Server::variables);
+    let cargo = |arguments: &[&str]| cargo(arguments, variables.as_ref().map_or(&[], |variables| &variables[..]));
     let all = options.filters.is_empty();
     let mut failed = Vec::new();
     if has_nextest() {
@@ -62,9 +63,9 @@ fn has_nextest() -> bool {
     version.is_ok_and(|status| status.success())
 }
 
-fn cargo(arguments: &[&str], database_url: Option<&str>) -> Result<bool> {
+fn cargo(arguments: &[&str], variables: &[(&str, String)]) -> Result<bool> {
     let mut cargo: Command = setup::cargo();
-    cargo.envs(database_url.map(|url| (postgres::URL_VARIABLE, url)));
+    cargo.envs(variables.iter().map(|(name, value)| (name, value)));
     eprintln!("$ cargo {}", arguments.join(" "));
     Ok(cargo.args(arguments).status().context("cannot run cargo")?.success())
 }

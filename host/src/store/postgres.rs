@@ -425,7 +425,14 @@ fn place(options: &PgConnectOptions) -> String {
 fn opening(options: &PgConnectOptions, error: &sqlx::Error) -> StoreError {
     let (place, user) = (place(options), options.get_username());
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code).unwrap_or_default();
-    let text = match (error, &*code) {
+    // A pooler has one code for whatever is wrong.
+    let said = error.as_database_error().filter(|_| code == "08P01").map(|error| error.message().to_owned());
+    let code = match said.as_deref() {
+        Some(said) if said.contains("does not exist") || said.contains("no such database") => "3D000",
+        Some(said) if said.contains("authentication failed") || said.contains("no such user") => "28P01",
+        _ => &*code,
+    };
+    let text = match (error, code) {
         (sqlx::Error::Io(error), _) => format!(
             "cannot connect to PostgreSQL at {place}: {error}; is it running there, and does a firewall let this host through?"
         ),

@@ -1,6 +1,7 @@
 //! The conformance suite on PostgreSQL, what its tables must look like afterwards, and what is PostgreSQL's alone: settings, poolers, versions, errors.
 //!
-//! A test makes a database of its own on the server that `TURNHOUSE_TEST_DATABASE_URL` names (`cargo xtask test` starts one) and drops it.
+//! A test makes a database of its own on the server that `TURNHOUSE_TEST_DATABASE_URL` names and drops it. The whole suite runs a second time through
+//! PgBouncer in transaction mode, which `TURNHOUSE_TEST_POOLER_URL` names. `cargo xtask test` starts both.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -15,17 +16,26 @@ use crate::store::{CommitResult, PutAgent, Store};
 
 const SNAPSHOTS_KEPT: u32 = 3;
 
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!(
+            "{name} names no server for this test: run `cargo xtask test`, which starts PostgreSQL and PgBouncer, or set it to the URL of one \
+             whose user may make databases"
+        )
+    })
+}
+
 fn server() -> String {
-    std::env::var("TURNHOUSE_TEST_DATABASE_URL").expect(
-        "TURNHOUSE_TEST_DATABASE_URL names no server for these tests: run `cargo xtask test`, which starts one, or set it to the URL of a \
-         PostgreSQL whose user may make databases",
-    )
+    variable("TURNHOUSE_TEST_DATABASE_URL")
 }
 
 /// The same server, another database.
 fn url_of(database: &str) -> String {
-    let url = server();
-    let (address, parameters) = url.split_once('?').map_or((&*url, None), |(address, rest)| (address, Some(rest)));
+    on(&server(), database)
+}
+
+fn on(url: &str, database: &str) -> String {
+    let (address, parameters) = url.split_once('?').map_or((url, None), |(address, rest)| (address, Some(rest)));
     let (host, _) = address.rsplit_once('/').expect("the URL names a database");
     let parameters = parameters.map(|rest| format!("?{rest}")).unwrap_or_default();
     format!("{host}/{database}{parameters}")
@@ -107,6 +117,14 @@ struct Home {
 async fn world() -> World {
     let database = Database::migrated().await;
     let store = Arc::new(PostgresStore::open(database.options()).await.unwrap());
+    World::new(Arc::clone(&store) as Arc<dyn Store>, Box::new(Home { store, database })).await
+}
+
+async fn pooled_world() -> World {
+    let database = Database::migrated().await;
+    let url = on(&variable("TURNHOUSE_TEST_POOLER_URL"), &database.name);
+    let store = Arc::new(PostgresStore::open(PostgresOptions { url, ..database.options() }).await.unwrap());
+    assert_eq!(store.route, Route::Pooled, "the pooler was noticed");
     World::new(Arc::clone(&store) as Arc<dyn Store>, Box::new(Home { store, database })).await
 }
 
@@ -226,6 +244,29 @@ async fn check_chains(connection: &mut PgConnection) {
 
 mod suite {
     crate::store::conformance::rules!(crate::store::postgres::tests::world, crate::store::postgres::tests::check);
+}
+
+mod pooled {
+    crate::store::conformance::rules!(
+        crate::store::postgres::tests::pooled_world,
+        crate::store::postgres::tests::check
+    );
+}
+
+#[tokio::test]
+async fn a_schema_is_made_through_a_pooler() {
+    let database = Database::empty().await;
+    let url = on(&variable("TURNHOUSE_TEST_POOLER_URL"), &database.name);
+    let options = PostgresOptions { url, ..database.options() };
+    let stores = futures_util::future::join_all((0..3).map(|_| PostgresStore::open(options.clone()))).await;
+    for store in stores {
+        let store = store.unwrap();
+        store.ping().await.unwrap();
+        store.close().await;
+    }
+    let nowhere = PostgresOptions { url: on(&options.url, "no_such_database"), ..options };
+    let why = PostgresStore::open(nowhere).await.err().unwrap().to_string();
+    assert!(why.contains("there is no such database"), "{why}");
 }
 
 #[tokio::test]
