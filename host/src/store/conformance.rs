@@ -8,9 +8,13 @@ use bytes::Bytes;
 
 use super::*;
 use crate::admission::{OnBusy, QueueBounds};
+use crate::caller::Scopes;
 use crate::content::Content;
-use crate::event::raw;
-use crate::gate::{self, Grant, SessionMode};
+use crate::event::{EventBatch, raw};
+use crate::gate::{self, Envelope, Grant, SessionMode};
+use crate::ids::RunId;
+use crate::lease::Epoch;
+use crate::turn::{CancelledBy, Failure, Outcome, TurnState, Usage};
 
 pub(super) mod catalog;
 pub(super) mod model;

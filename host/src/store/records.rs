@@ -1,0 +1,520 @@
+//! What goes into the store and what comes out of it: writes of the hot path with their answers, and records as they are read.
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use crate::admission::{OnBusy, QueueBounds, Refusal};
+use crate::agent::Agent;
+use crate::caller::Scopes;
+use crate::clock::Timestamp;
+use crate::event::{Event, EventBatch};
+use crate::gate::{Envelope, GateRefusal, SnapshotPermit};
+use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, RunId, TurnId, UserId, WorkerName};
+use crate::lease::{Epoch, Lease};
+use crate::turn::{CancelledBy, Failure, Outcome, TurnState, Usage};
+
+// ---- The hot path: batched writes -----------------------------------------------------------------------------------------------------
+
+/// One write of the hot path.
+#[derive(Debug, Clone)]
+pub enum Write {
+    /// A message comes in.
+    Accept(Box<Accept>),
+    /// Free slots look for ready turns.
+    Claim(ClaimRequest),
+    /// A running turn says something.
+    Append(Append),
+    /// A turn ends.
+    Commit(Box<Commit>),
+    /// A running turn goes back to the queue.
+    Requeue(Requeue),
+    /// A running turn is about to begin an operation of class `effect`: its log row, durable, and the marker's flag.
+    BeginEffect(Append),
+}
+
+/// The answer to the write at the same place of the batch.
+#[derive(Debug)]
+pub enum Written {
+    /// To [`Write::Accept`].
+    Accept(AcceptResult),
+    /// To [`Write::Claim`]: refused envelopes come back too.
+    Claim(Vec<Claimed>),
+    /// To [`Write::Append`] and [`Write::BeginEffect`].
+    Append(Fenced),
+    /// To [`Write::Commit`].
+    Commit(CommitResult),
+    /// To [`Write::Requeue`].
+    Requeue(Fenced),
+    /// The item broke a constraint that nobody foresaw, alone; the others of its batch stand.
+    Failed(String),
+}
+
+/// Whether a fenced write found its epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fenced {
+    /// It was written.
+    Done,
+    /// The marker is gone or has another epoch: nothing was written.
+    Stale,
+}
+
+/// A message that was found admissible at the edge.
+#[derive(Debug, Clone)]
+pub struct Accept {
+    /// The org of the key that submits.
+    pub org: OrgId,
+    /// The new turn.
+    pub turn: TurnId,
+    /// Its agent.
+    pub agent: AgentId,
+    /// Run id, org and conversation, as the enqueuer gave them. The gateway's own routes fill all three.
+    pub envelope: Envelope,
+    /// Who submits; owns the conversation if this turn begins it.
+    pub user: UserId,
+    /// Whether the submitter sees every conversation of the org.
+    pub sees_all: bool,
+    /// The message as JSON ([`crate::content::Content`]).
+    pub message: Bytes,
+    /// Operations with outside effects are skipped.
+    pub dry_run: bool,
+    /// `Idempotency-Key` and the SHA-256 of the raw body.
+    pub key: Option<(String, [u8; 32])>,
+    /// What to do if the conversation is busy.
+    pub on_busy: OnBusy,
+    /// How many live turns there may be.
+    pub bounds: QueueBounds,
+    /// Its clocks.
+    pub clocks: Clocks,
+    /// How often it may be started.
+    pub attempts_max: u32,
+    /// A slot is free and held for it: start it in this very write, if its lane is empty, its org under its bound and nothing older ready.
+    pub claim_for: Option<(ReplicaId, RunningBound)>,
+}
+
+/// How many turns of one org may run at once.
+#[derive(Debug, Clone, Copy)]
+pub struct RunningBound(pub usize);
+
+/// A turn's clocks that the store keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clocks {
+    /// Ready, and not started.
+    pub admission_timeout_ms: u64,
+    /// Behind other turns of its conversation.
+    pub queue_timeout_ms: u64,
+    /// From start to end.
+    pub turn_timeout_ms: u64,
+}
+
+/// What became of an [`Accept`].
+#[derive(Debug)]
+pub enum AcceptResult {
+    /// It is durable: one terminal event is owed.
+    Accepted {
+        /// Turns that `on_busy: interrupt` ended in the same transaction.
+        interrupted: Vec<Ended>,
+        /// It was claimed at once. Without this, a slot must come for it.
+        claimed: Option<Box<Claimed>>,
+    },
+    /// The key had begun this turn already.
+    Attached(TurnId),
+    /// Nothing was stored.
+    Refused(Refusal),
+}
+
+/// Free slots, and who holds them.
+#[derive(Debug, Clone, Copy)]
+pub struct ClaimRequest {
+    /// The claimer; must be live and not draining.
+    pub holder: ReplicaId,
+    /// How many at most.
+    pub slots: usize,
+    /// Running turns of one org at most.
+    pub org_running_max: RunningBound,
+    /// A refused envelope waits `backoff_ms << refusals`, at most `backoff_ms_max`.
+    pub backoff_ms: u64,
+    /// See `backoff_ms`.
+    pub backoff_ms_max: u64,
+}
+
+/// A marker that changed its owner.
+#[derive(Debug, Clone)]
+pub struct Claimed {
+    /// The right to write for it. For a refused envelope: the right to end it.
+    pub lease: Lease,
+    /// What the gate decides from.
+    pub envelope: Envelope,
+    /// The gate's column said no: it is back in the queue, and has been refused so often.
+    pub refused: Option<(GateRefusal, u32)>,
+    /// Its agent.
+    pub agent: AgentId,
+    /// Worker and version with which it first started, fixed for all attempts. `None`: the agent is gone.
+    pub worker: Option<(WorkerName, u32)>,
+    /// Revision of the agent's settings now.
+    pub agent_revision: u64,
+    /// Whose it is.
+    pub user: UserId,
+    /// 1 for the first start.
+    pub attempt: u32,
+    /// It had started before, in an earlier epoch.
+    pub restarted: bool,
+    /// The epoch of the first start.
+    pub first_epoch: Epoch,
+    /// The message as JSON.
+    pub message: Bytes,
+    /// Operations with outside effects are skipped.
+    pub dry_run: bool,
+    /// When it was accepted.
+    pub accepted_at: Timestamp,
+    /// When this attempt started.
+    pub started_at: Timestamp,
+    /// Its place in the conversation.
+    pub seq: Option<i64>,
+    /// Where its conversation's chain stands: what it starts from.
+    pub head: Option<Head>,
+    /// Its conversation's generation, in file mode and with a place in one: whose directory it works in.
+    pub generation: Option<Uuid>,
+}
+
+/// The end of a conversation's chain of snapshots.
+#[derive(Debug, Clone)]
+pub struct Head {
+    /// The run that wrote it, or the conversation's generation when there is none yet. The next snapshot's parent.
+    pub parent: Uuid,
+    /// The snapshot; `None` at the root.
+    pub snapshot: Option<Snapshot>,
+}
+
+/// A snapshot as it was stored.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// The run that wrote it.
+    pub run_id: RunId,
+    /// The worker that wrote it.
+    pub worker: WorkerName,
+    /// Its version.
+    pub version: u32,
+    /// Its bytes. `None`: the row is there, the bytes are not (S6: the turn fails).
+    pub body: Option<Bytes>,
+}
+
+/// Events of a running turn.
+#[derive(Debug, Clone)]
+pub struct Append {
+    /// The right to write.
+    pub lease: Lease,
+    /// Consecutive.
+    pub batch: EventBatch,
+}
+
+/// The one way in which a turn ends.
+#[derive(Debug, Clone)]
+pub struct Commit {
+    /// The org.
+    pub org: OrgId,
+    /// The turn.
+    pub turn: TurnId,
+    /// Only under this epoch. `None`: whatever it is (cancel, deletion).
+    pub epoch: Option<Epoch>,
+    /// How it ends.
+    pub outcome: Outcome,
+    /// The next state of its conversation.
+    pub snapshot: Option<StagedSnapshot>,
+    /// Events that no [`Append`] has written, of epoch `epoch`.
+    pub tail: EventBatch,
+    /// What it used; `None` when it never ran.
+    pub usage: Option<Usage>,
+}
+
+/// A snapshot to be written, with the proof that it may be.
+#[derive(Debug, Clone)]
+pub struct StagedSnapshot {
+    /// The gate's.
+    pub permit: SnapshotPermit,
+    /// What it started from: must still be the conversation's head.
+    pub parent: Uuid,
+    /// The state.
+    pub body: Bytes,
+}
+
+/// What became of a [`Commit`].
+#[derive(Debug)]
+pub enum CommitResult {
+    /// This call ended the turn. Its terminal event is `ended`'s.
+    Won(Box<Ended>),
+    /// Somebody else has ended it, or owns it now: nothing was written.
+    Lost,
+    /// The conversation's head is not the snapshot's parent any more (it was reset): nothing was written. Commit again without.
+    SnapshotConflict,
+}
+
+/// A turn that has just ended.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    /// The org.
+    pub org: OrgId,
+    /// The turn.
+    pub turn: TurnId,
+    /// Its agent.
+    pub agent: AgentId,
+    /// How.
+    pub outcome: Outcome,
+    /// What it used.
+    pub usage: Option<Usage>,
+    /// It held a slot of this replica or another: whoever runs it must stop.
+    pub was_running: bool,
+    /// When it was accepted, and when it ended.
+    pub accepted_at: Timestamp,
+    /// See `accepted_at`.
+    pub ended_at: Timestamp,
+    /// The conversation's next turn became ready.
+    pub promoted: bool,
+}
+
+/// Back to the queue. The attempt does not count: only the loss of a host spends one.
+#[derive(Debug, Clone)]
+pub struct Requeue {
+    /// The right to write.
+    pub lease: Lease,
+    /// Not before so long from now.
+    pub delay_ms: u64,
+}
+
+// ---- What is read ---------------------------------------------------------------------------------------------------------------------
+
+/// A turn as it stands.
+#[derive(Debug, Clone)]
+pub struct TurnRecord {
+    /// Its org.
+    pub org: OrgId,
+    /// Its id.
+    pub id: TurnId,
+    /// Its agent.
+    pub agent: AgentId,
+    /// Its conversation, if its envelope named one.
+    pub conversation: Option<ConversationId>,
+    /// Its run id, if its envelope named one.
+    pub run_id: Option<RunId>,
+    /// Whether it is a private turn: in no history.
+    pub private: bool,
+    /// Its place in the conversation.
+    pub seq: Option<i64>,
+    /// Its state.
+    pub state: TurnState,
+    /// How often it was started.
+    pub attempt: u32,
+    /// The epoch of its marker now; of its end when it has ended.
+    pub epoch: Epoch,
+    /// The epoch of its first start; `None` before it.
+    pub first_epoch: Option<Epoch>,
+    /// With which it first started.
+    pub worker: Option<(WorkerName, u32)>,
+    /// The message as JSON.
+    pub message: Bytes,
+    /// Operations with outside effects are skipped.
+    pub dry_run: bool,
+    /// The reply as JSON, when completed.
+    pub reply: Option<Bytes>,
+    /// Whether the reply is other than the deltas joined.
+    pub replaces_deltas: bool,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+    /// Who cancelled it.
+    pub cancelled_by: Option<CancelledBy>,
+    /// What it used.
+    pub usage: Option<Usage>,
+    /// When it was accepted.
+    pub accepted_at: Timestamp,
+    /// When it first started.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+}
+
+/// A stretch of a turn's log, and the turn as of the same moment.
+#[derive(Debug, Clone)]
+pub struct EventPage {
+    /// The turn.
+    pub turn: TurnRecord,
+    /// Written events after the cursor, in order, without those that follow from `turn` (`turn.accepted`, `turn.started`, the terminal event).
+    pub events: Vec<Event>,
+    /// There are more behind these.
+    pub more: bool,
+}
+
+/// A conversation.
+#[derive(Debug, Clone)]
+pub struct ConversationRecord {
+    /// Its agent.
+    pub agent: AgentId,
+    /// Its id.
+    pub id: ConversationId,
+    /// Who began it.
+    pub user: UserId,
+    /// When.
+    pub created_at: Timestamp,
+    /// The run whose snapshot it stands on.
+    pub snapshot_run: Option<RunId>,
+}
+
+/// A stretch of a list.
+#[derive(Debug, Clone)]
+pub struct Page<T> {
+    /// Items in order.
+    pub items: Vec<T>,
+    /// There are more behind these.
+    pub more: bool,
+}
+
+/// Which way a list of turns is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// Oldest first, after the cursor.
+    Forward,
+    /// Newest first, before the cursor.
+    Backward,
+}
+
+/// A worker's version.
+#[derive(Debug, Clone)]
+pub struct WorkerVersion {
+    /// The worker.
+    pub worker: WorkerName,
+    /// 1, 2, ….
+    pub version: u32,
+    /// SHA-256 of the wasm.
+    pub digest: [u8; 32],
+    /// Bytes of the wasm.
+    pub size: u64,
+    /// What the module imports, `module.name`.
+    pub imports: Vec<String>,
+    /// How long it took to compile at upload.
+    pub compile_ms: f64,
+    /// When it was uploaded.
+    pub created_at: Timestamp,
+}
+
+/// A key as it is kept: without its secret.
+#[derive(Debug, Clone)]
+pub struct KeyRecord {
+    /// What names it in lists and in `keys revoke`: the first 16 hex digits of its SHA-256.
+    pub id: String,
+    /// Its org.
+    pub org: OrgId,
+    /// Its user.
+    pub user: UserId,
+    /// What it may do.
+    pub scopes: Scopes,
+    /// What its maker called it.
+    pub name: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it stops working.
+    pub expires_at: Option<Timestamp>,
+    /// When it was revoked.
+    pub revoked_at: Option<Timestamp>,
+    /// When it was last used, to the minute.
+    pub last_used_at: Option<Timestamp>,
+}
+
+/// An org.
+#[derive(Debug, Clone)]
+pub struct OrgRecord {
+    /// Its id.
+    pub id: OrgId,
+    /// The member who owns it.
+    pub owner: UserId,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// What a sweep found to be done. It only names; [`Write::Commit`] decides.
+#[derive(Debug, Default)]
+pub struct SweepFindings {
+    /// Markers to be ended with this failure, under this epoch.
+    pub overdue: Vec<Overdue>,
+    /// Whether something is ready for a free slot.
+    pub ready: bool,
+}
+
+/// A marker that must end.
+#[derive(Debug, Clone)]
+pub struct Overdue {
+    /// Its org.
+    pub org: OrgId,
+    /// Its turn.
+    pub turn: TurnId,
+    /// Its epoch now.
+    pub epoch: Epoch,
+    /// Why.
+    pub why: OverdueReason,
+}
+
+/// Why a marker must end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OverdueReason {
+    /// `waiting` for longer than its `queue_timeout_ms`.
+    QueueTimeout,
+    /// `ready` for longer than its `admission_timeout_ms`.
+    AdmissionTimeout,
+    /// `running` past its deadline.
+    TurnTimeout,
+    /// Its replica is gone and an effect had begun.
+    HostLost,
+    /// Its replica is gone and no attempt is left.
+    AttemptsExhausted,
+    /// The gate has refused it too often.
+    GateRefused(GateRefusal),
+}
+
+/// Live turns, for `turnhouse_queue_depth` and `readyz`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LiveCounts {
+    /// Behind other turns of their conversation.
+    pub waiting: u64,
+    /// Waiting for a slot.
+    pub ready: u64,
+    /// Running.
+    pub running: u64,
+}
+
+/// What became of a deletion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Deleted {
+    /// It is gone.
+    Done,
+    /// It was not there.
+    NotFound,
+    /// This still uses it.
+    InUse(String),
+}
+
+/// What became of [`Store::put_worker`](super::Store::put_worker).
+#[derive(Debug, Clone)]
+pub enum PutWorker {
+    /// A new version.
+    Created(WorkerVersion),
+    /// These bytes were this version already.
+    Existing(WorkerVersion),
+    /// The org has `org_workers_max` workers, or the worker `worker_versions_kept` versions that agents use.
+    Full(String),
+}
+
+/// What became of [`Store::put_agent`](super::Store::put_agent).
+#[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant)] // one at a time, taken apart at once
+pub enum PutAgent {
+    /// Stored.
+    Stored {
+        /// As stored, with its version.
+        agent: Agent,
+        /// It did not exist before.
+        created: bool,
+    },
+    /// The worker, or this version of it, does not exist.
+    NoSuchWorker,
+    /// The org has `org_agents_max` agents.
+    Full,
+    /// `session_mode: file` needs a directory that every turn finds again, and this store serves several hosts.
+    NoFileMode,
+}
