@@ -8,7 +8,7 @@
 
 use std::str::FromStr;
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use sqlx::migrate::{MigrateError, Migrator};
@@ -135,6 +135,10 @@ pub struct PostgresStore {
     clock: Clock,
     snapshots_kept: i32,
     hot: Mutex<writer::Hot>,
+    /// The journal's alone, not the pool's: the journal's thread drives a runtime of its own while it writes, and a connection lives with the runtime
+    /// that opened it. Anybody else who got it from a pool would wait for that thread's next batch.
+    journal: tokio::sync::Mutex<Option<(PgConnection, Instant)>>,
+    connect: PgConnectOptions,
 }
 
 /// A statement with its values.
@@ -179,13 +183,15 @@ impl PostgresStore {
                     Ok(true)
                 })
             })
-            .connect_lazy_with(connect);
+            .connect_lazy_with(connect.clone());
         Ok(PostgresStore {
             pool,
             route,
             clock: options.clock,
             snapshots_kept: i32::try_from(options.snapshots_kept).unwrap_or(i32::MAX),
             hot: Mutex::default(),
+            journal: tokio::sync::Mutex::default(),
+            connect,
         })
     }
 
@@ -197,18 +203,7 @@ impl PostgresStore {
     /// The rows of one statement, which commits by itself.
     async fn rows(&self, asked: Asked<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
-        let answered = tokio::time::timeout(ANSWER_TIMEOUT, async {
-            match self.route {
-                Route::Direct => asked.fetch_all(&mut *connection).await,
-                Route::Pooled => {
-                    let mut tx = connection.begin_with(BEGIN).await?;
-                    let rows = asked.fetch_all(&mut *tx).await?;
-                    tx.commit().await?;
-                    Ok(rows)
-                }
-            }
-        });
-        match answered.await {
+        match tokio::time::timeout(ANSWER_TIMEOUT, rows(self.route, &mut connection, asked)).await {
             Ok(rows) => rows,
             Err(_) => {
                 // Nobody knows what will still come over it.
@@ -216,6 +211,29 @@ impl PostgresStore {
                 Err(silent())
             }
         }
+    }
+
+    /// The same for the journal, over its own connection.
+    async fn rows_for_journal(&self, asked: Asked<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
+        let mut kept = self.journal.lock().await;
+        if self.pool.is_closed() {
+            return Err(sqlx::Error::PoolClosed);
+        }
+        // Taken: if this is dropped in its midst, the connection goes with it.
+        let mut connection = match kept.take() {
+            Some((connection, used)) if used.elapsed() <= TRUSTED_IDLE => connection,
+            Some((mut connection, _)) => match tokio::time::timeout(ACQUIRE_TIMEOUT, connection.ping()).await {
+                Ok(Ok(())) => connection,
+                _ => attempt(&self.connect).await?,
+            },
+            None => attempt(&self.connect).await?,
+        };
+        let answered = tokio::time::timeout(ANSWER_TIMEOUT, rows(self.route, &mut connection, asked)).await;
+        let rows = answered.unwrap_or_else(|_| Err(silent()));
+        if rows.as_ref().err().is_none_or(leaves_the_session) {
+            *kept = Some((connection, Instant::now()));
+        }
+        rows
     }
 
     /// The first row of one statement, if there is one.
@@ -255,6 +273,24 @@ impl PostgresStore {
     async fn begin(&self, begin: &'static str) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         self.pool.begin_with(begin).await
     }
+}
+
+async fn rows(route: Route, connection: &mut PgConnection, asked: Asked<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
+    match route {
+        Route::Direct => asked.fetch_all(connection).await,
+        Route::Pooled => {
+            let mut tx = connection.begin_with(BEGIN).await?;
+            let rows = asked.fetch_all(&mut *tx).await?;
+            tx.commit().await?;
+            Ok(rows)
+        }
+    }
+}
+
+/// Whether the session goes on after this error: the statement's own, not the server's end or the network's.
+fn leaves_the_session(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| !code.starts_with("57P") && !code.starts_with("08"))
 }
 
 fn silent() -> sqlx::Error {

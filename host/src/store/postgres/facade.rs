@@ -276,7 +276,11 @@ impl Store for PostgresStore {
 
     async fn close(&self) {
         // Whoever is cut off from the database need not say goodbye to it.
-        let closed = tokio::time::timeout(super::ACQUIRE_TIMEOUT, self.pool.close()).await;
+        let closed = async {
+            self.pool.close().await;
+            drop(self.journal.lock().await.take());
+        };
+        let closed = tokio::time::timeout(super::ACQUIRE_TIMEOUT, closed).await;
         if closed.is_err() {
             tracing::debug!("the database did not answer the close of its connections");
         }

@@ -490,8 +490,40 @@ async fn r4_a_restarted_server_is_found_again() {
         failures += 1;
         assert!(failures <= 3, "{error}");
     }
+    let nothing = || vec![crate::store::Write::Claim(world.claim_request(0))];
+    if let Err(error) = home.store.write(nothing(), world.now()).await {
+        assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
+        home.store.write(nothing(), world.now()).await.expect("the journal's connection is another now");
+    }
     world.complete(&claimed, None).await;
     check(&world).await;
+}
+
+#[tokio::test]
+async fn a_journal_that_rests_holds_nobody_up() {
+    let world = world().await;
+    let store = Arc::clone(&home(&world).store);
+    let (rest, rests) = std::sync::mpsc::channel::<()>();
+    let (tell, told) = tokio::sync::oneshot::channel();
+    // As the journal does: a thread with a runtime that stands still between its batches.
+    let accept = crate::store::Write::Accept(Box::new(world.message("c")));
+    let (writer, now) = (Arc::clone(&store), world.now());
+    let journal = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(writer.write(vec![accept], now)).unwrap();
+        tell.send(()).unwrap();
+        let _ = rests.recv();
+    });
+    told.await.unwrap();
+    let others = async {
+        for _ in 0..10 {
+            futures_util::future::join_all((0..5).map(|_| store.ping())).await.into_iter().for_each(Result::unwrap);
+        }
+        store.close().await;
+    };
+    tokio::time::timeout(Duration::from_secs(3), others).await.expect("nobody waits for the journal's next batch");
+    drop(rest);
+    journal.join().unwrap();
 }
 
 #[tokio::test]

@@ -215,7 +215,7 @@ impl PostgresStore {
             .bind(self.snapshots_kept)
             .bind(live)
             .bind(cursor);
-        let rows = self.rows(asked).await?;
+        let rows = self.rows_for_journal(asked).await?;
         let mut answers = Vec::with_capacity(batch.len());
         let mut rows = rows.into_iter().peekable();
         let (mut came, mut served) = (0, None);
