@@ -25,15 +25,16 @@ macro_rules! statements {
     };
 }
 mod records;
-
-pub mod sqlite;
+mod status;
 
 pub mod postgres;
+pub mod sqlite;
 
 #[cfg(test)]
 mod conformance;
 
 pub use records::*;
+pub use status::{Finding, Health, Hint, Progress, ReplicaStatus, StoreStatus};
 
 /// What went wrong with the store itself. Losing an election is none of these.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +89,7 @@ pub trait Store: Send + Sync + 'static {
     /// Ends an incarnation whose turns are all ended or given back.
     async fn retire_replica(&self, replica: ReplicaId) -> Result<()>;
     /// On the embedded store no other host lives: whatever incarnation is left from before has crashed. Expires them all at once, so that their
-    /// turns are claimed again without waiting for a TTL.
+    /// turns are claimed again without waiting for a TTL. Never called where the store is [`Store::shared`].
     async fn expire_other_replicas(&self, except: ReplicaId, now: Timestamp) -> Result<u64>;
 
     // -- sweeping
@@ -126,6 +127,14 @@ pub trait Store: Send + Sync + 'static {
     async fn running_turns(&self, replica: ReplicaId) -> Result<Vec<Lease>>;
     /// Which of these turns have ended or have another epoch: their instances must stop.
     async fn stale(&self, leases: &[Lease]) -> Result<Vec<TurnId>>;
+    /// How far these turns have come, in their order, in one round trip; `None`: there is no such turn (any more). Readers whose turn runs elsewhere
+    /// live from this, all of a host's at once: it must cost a few index look-ups a turn, and read no body.
+    async fn progress(&self, turns: &[(OrgId, TurnId)]) -> Result<Vec<Option<Progress>>>;
+    /// What may have changed, from now on, by whichever host; `None`: nobody tells. Hints are told after their commit and never hold it up; a
+    /// receiver that lags behind has missed some, and none is owed to anybody.
+    fn hints(&self) -> Option<tokio::sync::broadcast::Receiver<Hint>> {
+        None
+    }
 
     // -- conversations
     /// Makes a conversation, or finds it: `true` when it is new. It may be another member's.
@@ -228,6 +237,18 @@ pub trait Store: Send + Sync + 'static {
     async fn touch_keys(&self, used: &[(OrgId, String)], now: Timestamp) -> Result<()>;
 
     // -- itself
+    /// Whether several hosts may use it at once.
+    fn shared(&self) -> bool {
+        false
+    }
+    /// The time that it goes by, where that is its own; `None`: it believes the `now` that it is given.
+    async fn time(&self) -> Result<Option<Timestamp>> {
+        Ok(None)
+    }
+    /// How it stands, for an operator. Reads what is live and no history.
+    async fn status(&self, now: Timestamp) -> Result<StoreStatus>;
+    /// What of its own set-up is as it should be and what is not. An error is for a store that does not answer.
+    async fn examine(&self) -> Result<Vec<Finding>>;
     /// Whether it answers.
     async fn ping(&self) -> Result<()>;
     /// Flushes and closes.

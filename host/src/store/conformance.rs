@@ -37,6 +37,7 @@ macro_rules! rules {
                 e1_event_ids_go_up_over_a_restart, e2_whoever_returns_sees_the_rest_and_nothing_twice, events_come_in_pages,
                 a_long_tail_reads_like_a_short_one, worker_and_version_are_fixed_at_the_first_start, a_submission_twice_is_one_turn,
                 usage_and_failure_are_kept, stale_leases_are_named, a_nul_byte_ends_nobodys_batch,
+                progress_tells_what_has_changed,
             ]
             queue: [
                 t5_a_waiting_turn_has_its_own_clock, t9_turns_run_in_the_order_of_acceptance, t9_a_deferred_turn_is_not_overtaken,
@@ -45,7 +46,7 @@ macro_rules! rules {
                 busy_is_rejected_or_interrupted_as_asked, an_interrupt_ends_every_live_turn, queues_are_bounded,
                 idempotency_keys_attach_and_mismatch, a_replayed_key_interrupts_nothing, idempotency_keys_are_forgotten,
                 each_clock_has_its_own_reason, s1_the_gate_refuses_without_starting, s1_the_gates_column_agrees_with_the_gate,
-                a_private_turn_occupies_its_conversation, live_counts_are_exact, r8_an_end_tells_that_the_next_is_ready,
+                a_private_turn_occupies_its_conversation, live_counts_are_exact, status_tells_what_is_owed, r8_an_end_tells_that_the_next_is_ready,
             ]
             snapshots: [
                 s2_without_a_permit_no_snapshot_is_written, s3_snapshots_form_one_chain, s3_two_first_snapshots_collide,

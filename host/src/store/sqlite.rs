@@ -29,6 +29,7 @@ mod facade;
 mod keys;
 mod reads;
 mod running;
+mod standing;
 mod sweep;
 mod writer;
 
@@ -63,6 +64,8 @@ pub struct SqliteStore {
     writer: Arc<FairMutex<Option<Writer>>>,
     readers: SqlitePool,
     checkpointer: checkpoint::Checkpointer,
+    /// The database.
+    file: PathBuf,
     /// Held for the store's life: another host would take this one for dead. `None` beside the host that holds it.
     lock: Option<File>,
 }
@@ -114,7 +117,7 @@ impl SqliteStore {
             )
             .await
             .map_err(|error| opening(&file, error))?;
-        Ok(SqliteStore { writer: Arc::new(FairMutex::new(Some(writer))), readers, checkpointer, lock })
+        Ok(SqliteStore { writer: Arc::new(FairMutex::new(Some(writer))), readers, checkpointer, file, lock })
     }
 
     /// Only the host that holds the lock counts what is live.
@@ -195,7 +198,7 @@ async fn migrate(file: &Path) -> Result<()> {
         .busy_timeout(Duration::from_secs(5))
         .disable_statement_logging();
     let mut connection = sqlx::SqliteConnection::connect_with(&options).await.map_err(|error| opening(file, error))?;
-    let known = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
+    let known = schema_known();
     let migrated = MIGRATIONS.run(&mut connection).await;
     connection.close().await.map_err(|error| opening(file, error))?;
     match migrated {
@@ -221,7 +224,7 @@ async fn check_schema(file: &Path) -> Result<()> {
         .await
         .map_err(|error| opening(file, error))?;
     connection.close().await.map_err(|error| opening(file, error))?;
-    let known = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
+    let known = schema_known();
     match found.cmp(&known) {
         std::cmp::Ordering::Equal => Ok(()),
         std::cmp::Ordering::Greater => Err(StoreError::NewerSchema { found, known }),
@@ -230,6 +233,11 @@ async fn check_schema(file: &Path) -> Result<()> {
             file.display()
         ))),
     }
+}
+
+/// The newest migration of this program.
+fn schema_known() -> i64 {
+    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0)
 }
 
 /// What a person can do about a database that does not open.

@@ -393,3 +393,27 @@ pub(in crate::store) async fn r8_an_end_tells_that_the_next_is_ready(world: &Wor
     assert!(world.sweep().await.ready, "a claimer that missed the word finds it here (R5)");
     assert_eq!(world.claim_one().await.lease.turn, second);
 }
+
+pub(in crate::store) async fn status_tells_what_is_owed(world: &World) {
+    let idle = world.store.status(world.now()).await.unwrap();
+    assert_eq!((idle.live, idle.oldest_live_ms, idle.oldest_ready_ms), (LiveCounts::default(), None, None));
+    assert_eq!(idle.schema_version, idle.schema_known);
+    assert_eq!((idle.replicas.len(), idle.replicas[0].id, idle.replicas[0].running), (1, world.replica, 0));
+    assert!(idle.replicas[0].expires_in_ms > 0 && !idle.replicas[0].draining);
+    assert!(world.store.examine().await.unwrap().iter().all(|finding| finding.health == Health::Good));
+    world.submit_and_start(world.message("a")).await;
+    world.advance_ms(1_000);
+    world.submit(world.message("b")).await;
+    world.submit(world.message("b")).await;
+    world.advance_ms(500);
+    let busy = world.store.status(world.now()).await.unwrap();
+    assert_eq!(busy.live, LiveCounts { waiting: 1, ready: 1, running: 1 });
+    assert_eq!(busy.replicas[0].running, 1);
+    assert!(busy.oldest_live_ms.unwrap() >= 1_500 && busy.oldest_ready_ms.unwrap() >= 500, "{busy:?}");
+    assert!(busy.oldest_ready_ms.unwrap() < 1_500, "it counts from when the turn became ready: {busy:?}");
+    assert_eq!(busy.overdue, 0);
+    world.advance_ms(CLOCKS.turn_timeout_ms);
+    assert_eq!(world.store.status(world.now()).await.unwrap().overdue, 2, "what was ready, and what ran");
+    world.store.drain_replica(world.replica).await.unwrap();
+    assert!(world.store.status(world.now()).await.unwrap().replicas[0].draining);
+}

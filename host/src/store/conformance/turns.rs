@@ -377,3 +377,34 @@ pub(in crate::store) async fn stale_leases_are_named(world: &World) {
     assert_eq!(stale, [ended.lease.turn, moved.lease.turn]);
     assert!(world.store.stale(&[]).await.unwrap().is_empty());
 }
+
+pub(in crate::store) async fn progress_tells_what_has_changed(world: &World) {
+    let turn = world.submit(world.message("c")).await;
+    let other = world.submit(world.message_of_zeta("c")).await;
+    let asked = [(org("acme"), TurnId::new()), (org("acme"), turn), (org("acme"), other), (org("zeta"), other)];
+    let look = || async {
+        let found = world.store.progress(&asked).await.unwrap();
+        assert_eq!(found.len(), asked.len(), "one answer a turn, in their order");
+        assert!(found[0].is_none() && found[2].is_none(), "no such turn of this org");
+        assert!(found[3].is_some());
+        found[1].expect("it is there")
+    };
+    let queued = look().await;
+    assert_eq!(queued, Progress { ended: false, running: false, epoch: 0, logged: None });
+    assert_eq!(look().await, queued, "nothing has changed");
+    let claimed = world.claim(10).await.into_iter().find(|claimed| claimed.lease.turn == turn).unwrap();
+    let running = look().await;
+    assert_eq!(running, Progress { ended: false, running: true, epoch: claimed.lease.epoch, logged: None });
+    world.append(&claimed, deltas(1, &["a", "b"])).await;
+    world.append(&claimed, deltas(3, &["c"])).await;
+    assert_eq!(look().await, Progress { logged: Some((claimed.lease.epoch, 3)), ..running });
+    world.requeue(&claimed, 0, false).await;
+    let requeued = look().await;
+    assert_eq!((requeued.running, requeued.epoch), (false, claimed.lease.epoch + 1));
+    let again = world.claim_one().await;
+    assert_eq!(look().await.logged, Some((again.lease.epoch, 0)), "turn.restarted is in the log");
+    world.complete(&again, None).await;
+    let ended = look().await;
+    assert_eq!((ended.ended, ended.running, ended.epoch), (true, false, again.lease.epoch));
+    assert!(world.store.progress(&[]).await.unwrap().is_empty());
+}

@@ -16,8 +16,9 @@ use crate::event::EventId;
 use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, WorkerName};
 use crate::lease::Lease;
 use crate::store::{
-    ConversationRecord, Deleted, Direction, Ended, EventPage, KeyRecord, LiveCounts, OrgRecord, Page, PutAgent,
-    PutWorker, Result, Store, SweepFindings, TurnRecord, WorkerVersion, Write, Written,
+    ConversationRecord, Deleted, Direction, Ended, EventPage, Finding, KeyRecord, LiveCounts, OrgRecord, Page,
+    Progress, PutAgent, PutWorker, Result, Store, StoreStatus, SweepFindings, TurnRecord, WorkerVersion, Write,
+    Written,
 };
 
 statements! {
@@ -127,6 +128,10 @@ impl Store for SqliteStore {
 
     async fn stale(&self, leases: &[Lease]) -> Result<Vec<TurnId>> {
         self.read_stale(leases).await
+    }
+
+    async fn progress(&self, turns: &[(OrgId, TurnId)]) -> Result<Vec<Option<Progress>>> {
+        self.read_progress(turns).await
     }
 
     async fn open_conversation(
@@ -284,6 +289,14 @@ impl Store for SqliteStore {
     async fn touch_keys(&self, used: &[(OrgId, String)], now: Timestamp) -> Result<()> {
         let used = used.to_vec();
         self.write_with(now, move |tx| tx.touch_keys(&used)).await
+    }
+
+    async fn status(&self, now: Timestamp) -> Result<StoreStatus> {
+        self.read_status(now).await
+    }
+
+    async fn examine(&self) -> Result<Vec<Finding>> {
+        self.examine_file().await
     }
 
     async fn ping(&self) -> Result<()> {
