@@ -75,6 +75,10 @@ pub struct AgentSettings {
 #[error("{0}")]
 pub struct InvalidSetting(pub String);
 
+/// What whoever asks for file mode is told where several hosts share the store: a directory is one machine's.
+pub const NO_FILE_MODE: &str =
+    "session mode \"file\" needs the embedded store, and this host's database is shared with others; use \"snapshot\"";
+
 impl AgentSettings {
     /// Settings that run `worker` and nothing else.
     pub fn of(worker: WorkerName) -> AgentSettings {

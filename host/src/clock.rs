@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use time::OffsetDateTime;
 use time::macros::format_description;
@@ -42,40 +42,75 @@ impl serde::Serialize for Timestamp {
 
 /// Where the time comes from.
 #[derive(Debug, Clone, Default)]
-pub struct Clock {
-    /// Set in tests: the time stands still until it is moved.
-    fixed: Option<Arc<AtomicI64>>,
+pub struct Clock(Source);
+
+#[derive(Debug, Clone, Default)]
+enum Source {
+    #[default]
+    System,
+    /// Stands still until it is moved.
+    Fixed(Arc<AtomicI64>),
+    Following(Arc<Following>),
+}
+
+/// Somebody else's time, as of its last word, and on from there by the monotonic clock.
+#[derive(Debug)]
+struct Following {
+    since: Instant,
+    /// Their time at `since`.
+    then_ms: AtomicI64,
 }
 
 impl Clock {
     /// The system's clock.
     pub fn system() -> Clock {
-        Clock { fixed: None }
+        Clock(Source::System)
     }
 
     /// A clock for tests, which stands at `at` until [`Clock::advance_ms`].
     pub fn fixed(at: Timestamp) -> Clock {
-        Clock { fixed: Some(Arc::new(AtomicI64::new(at.0))) }
+        Clock(Source::Fixed(Arc::new(AtomicI64::new(at.0))))
+    }
+
+    /// A clock that goes by somebody else's time, which is `now`: a host's whose database is shared. What this machine's own clock says, and how
+    /// it is set meanwhile, changes nothing. [`Clock::follow`] keeps it right.
+    pub fn following(now: Timestamp) -> Clock {
+        Clock(Source::Following(Arc::new(Following { since: Instant::now(), then_ms: AtomicI64::new(now.0) })))
     }
 
     /// Now.
     pub fn now(&self) -> Timestamp {
-        match &self.fixed {
-            Some(at) => Timestamp(at.load(Ordering::Relaxed)),
-            None => {
+        match &self.0 {
+            Source::System => {
                 let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
             }
+            Source::Fixed(at) => Timestamp(at.load(Ordering::Relaxed)),
+            Source::Following(following) => {
+                Timestamp(following.then_ms.load(Ordering::Relaxed).saturating_add(millis(following.since)))
+            }
+        }
+    }
+
+    /// It is `now` where a following clock's time comes from. Nothing to any other clock.
+    pub fn follow(&self, now: Timestamp) {
+        if let Source::Following(following) = &self.0 {
+            following.then_ms.store(now.0.saturating_sub(millis(following.since)), Ordering::Relaxed);
         }
     }
 
     /// Moves a fixed clock.
     ///
     /// # Panics
-    /// On the system's clock, which nobody moves.
+    /// On any other, which nobody moves.
     pub fn advance_ms(&self, ms: i64) {
-        self.fixed.as_ref().expect("only a fixed clock can be moved").fetch_add(ms, Ordering::Relaxed);
+        let Source::Fixed(at) = &self.0 else { panic!("only a fixed clock can be moved") };
+        at.fetch_add(ms, Ordering::Relaxed);
     }
+}
+
+fn millis(since: Instant) -> i64 {
+    i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -95,5 +130,17 @@ mod tests {
         assert_eq!(clock.now(), Timestamp(5));
         clock.advance_ms(10);
         assert_eq!(clock.clone().now(), Timestamp(15));
+    }
+
+    #[test]
+    fn r3_a_following_clock_goes_by_anothers_time() {
+        let clock = Clock::following(Timestamp(1_000_000));
+        let near = |at: i64| (at..at + 10_000).contains(&clock.now().0);
+        assert!(near(1_000_000));
+        clock.follow(Timestamp(5_000));
+        assert!(near(5_000));
+        let system = Clock::system();
+        system.follow(Timestamp(0));
+        assert!(system.now() > Timestamp(1_000_000_000_000), "nobody tells the system's clock");
     }
 }

@@ -11,11 +11,11 @@ use dashmap::DashMap;
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::{Clock, Timestamp};
+use crate::clock::Clock;
 use crate::event::{self, Event};
 use crate::events::{LiveTurn, LiveTurns};
 use crate::ids::{AgentId, OrgId, ReplicaId, TurnId};
-use crate::journal::{Journal, JournalError, Observer};
+use crate::journal::{Asked, Journal, JournalError, Observer};
 use crate::lease::Lease;
 use crate::limits::Limits;
 use crate::meters::Meters;
@@ -46,8 +46,8 @@ pub struct Dispatch {
     pub registry: Arc<Registry>,
     /// Where guests run.
     pub sandbox: Arc<Sandbox>,
-    /// Where those in file mode keep their files.
-    pub private_dirs: Arc<PrivateDirs>,
+    /// Where those in file mode keep their files; on the embedded store alone.
+    pub private_dirs: Option<Arc<PrivateDirs>>,
     /// Bounds.
     pub limits: Arc<Limits>,
     /// Time.
@@ -67,6 +67,8 @@ pub struct Dispatch {
 pub struct Running {
     /// The right to write for it.
     pub lease: Lease,
+    /// The incarnation whose it is.
+    pub holder: ReplicaId,
     /// Its agent.
     pub agent: AgentId,
     /// What its wall clock was set to.
@@ -76,17 +78,20 @@ pub struct Running {
 }
 
 impl Running {
-    /// Its wall clock is its lease's; the others are the operator's until its agent is known.
-    fn new(claimed: &Claimed, limits: &Limits, now: Timestamp) -> Running {
+    /// Its wall clock is its lease's, as a span of time from when the claim was asked for: the store's clock may be another than ours. The others
+    /// are the operator's until its agent is known.
+    fn new(claimed: &Claimed, limits: &Limits, asked: Asked) -> Running {
+        let turn_timeout_ms = claimed.lease.remaining_ms(claimed.started_at);
         let control = Control::new(
-            Duration::from_millis(claimed.lease.remaining_ms(now)),
+            Duration::from_millis(turn_timeout_ms).saturating_sub(asked.at.elapsed()),
             Duration::from_millis(limits.idle_timeout_ms),
             Duration::from_millis(limits.cpu_timeout_ms),
         );
         Running {
             lease: claimed.lease.clone(),
+            holder: asked.holder,
             agent: claimed.agent.clone(),
-            turn_timeout_ms: claimed.lease.remaining_ms(claimed.started_at),
+            turn_timeout_ms,
             control: Arc::new(control),
         }
     }
@@ -100,7 +105,7 @@ impl Dispatch {
         live: Arc<LiveTurns>,
         registry: Arc<Registry>,
         sandbox: Arc<Sandbox>,
-        private_dirs: Arc<PrivateDirs>,
+        private_dirs: Option<Arc<PrivateDirs>>,
         limits: Arc<Limits>,
         clock: Clock,
         replica: ReplicaId,
@@ -131,6 +136,11 @@ impl Dispatch {
     /// Whether new turns may be started: not while draining, nor while the lease is in doubt.
     pub fn may_claim(&self) -> bool {
         !self.draining.is_cancelled() && !self.suspended.load(Ordering::Acquire)
+    }
+
+    /// Whether a turn that was just claimed may begin here: its incarnation must still be ours.
+    pub fn may_run(&self, running: &Running) -> bool {
+        self.may_claim() && running.holder == self.replica()
     }
 
     /// Whether it drains.
@@ -304,9 +314,9 @@ impl Observer for Arc<Dispatch> {
         record(ended, &self.meters);
     }
 
-    fn claimed(&self, claimed: Claimed, slot: Slot) {
+    fn claimed(&self, claimed: Claimed, slot: Slot, asked: Asked) {
         // Watched from here on, not from when a guests' thread first comes to it.
-        let running = Arc::new(Running::new(&claimed, &self.limits, self.clock.now()));
+        let running = Arc::new(Running::new(&claimed, &self.limits, asked));
         self.track(running.clone());
         // Told here, before whoever submitted it hears that it was accepted: both events then leave in one write.
         let live = self.live.begin(&claimed.lease, first_event(&claimed));

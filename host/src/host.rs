@@ -56,11 +56,9 @@ impl std::ops::Deref for Host {
 }
 
 impl Host {
-    /// Opens the store, makes the sandbox, takes up what an earlier incarnation left, and begins to run turns.
+    /// Opens the store that the configuration names, the embedded one in the data directory or the shared one, and starts on it.
     pub async fn start(config: Config) -> anyhow::Result<Host> {
-        let clock = Clock::system();
-        let limits = Arc::new(config.limits.clone());
-        let snapshots_kept = limits.snapshots_kept;
+        let snapshots_kept = config.limits.snapshots_kept;
         let store: Arc<dyn Store> = match &config.database_url {
             Some(url) => {
                 let options = PostgresOptions {
@@ -75,16 +73,28 @@ impl Host {
                 Arc::new(SqliteStore::open(options).await?)
             }
         };
+        Host::start_on(config, store, Clock::system()).await
+    }
+
+    /// A host on this store, which other hosts may use, too: makes the sandbox, takes up what an earlier incarnation left, and begins to run turns.
+    /// Where the store has a time of its own, the host goes by that instead of `clock`. Draining closes the store.
+    pub async fn start_on(config: Config, store: Arc<dyn Store>, clock: Clock) -> anyhow::Result<Host> {
+        let limits = Arc::new(config.limits.clone());
+        let clock = store.time().await?.map_or(clock, Clock::following);
         let sandbox = Sandbox::new(&sandbox_config(&config)).context("the sandbox could not be made")?;
 
         // After the store: whoever has that has the directory.
-        let private_dirs = PrivateDirs::open(&config.data_dir, &limits, store.clone())
-            .context("the directory of private directories cannot be used")?;
+        let private_dirs = if store.shared() {
+            None
+        } else {
+            let dirs = PrivateDirs::open(&config.data_dir, &limits, store.clone());
+            Some(dirs.context("the directory of private directories cannot be used")?)
+        };
 
         let (replica, registered) = (ReplicaId::new(), Instant::now());
         store.register_replica(replica, clock.now(), limits.lease_ttl_ms).await?;
-        // On a shared store the others are alive, or their time will tell.
-        if config.database_url.is_none() && store.expire_other_replicas(replica, clock.now()).await? > 0 {
+        // Elsewhere the others live; what they leave is taken over once they have expired.
+        if !store.shared() && store.expire_other_replicas(replica, clock.now()).await? > 0 {
             tracing::info!("an earlier host ended without draining; its turns are taken up again");
         }
 
@@ -110,8 +120,11 @@ impl Host {
         background(Box::pin(supervisor::supervise(dispatch.clone(), tasks.clone())));
         background(Box::pin(sweep::sweep(dispatch.clone(), store.clone())));
         background(Box::pin(replica::renew(dispatch.clone(), store.clone(), registered)));
+        background(Box::pin(replica::follow_time(dispatch.clone(), store.clone())));
         background(Box::pin(replica::drop_stale(dispatch.clone(), store.clone())));
-        background(Box::pin(dispatch.private_dirs.clone().sweep()));
+        if let Some(dirs) = dispatch.private_dirs.clone() {
+            background(Box::pin(dirs.sweep()));
+        }
         dispatch.slots.note_backlog();
         Ok(Host(Arc::new(Inner { config, clock, store, dispatch, keys, tasks, stop })))
     }
@@ -168,7 +181,8 @@ impl Host {
     /// Nobody finds the directory any more; that it leaves the disk waits for the guest that may still use it, here for a while and then
     /// beside us.
     async fn forget_directory(&self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) {
-        let forget = self.dispatch.private_dirs.clone().forget(org.clone(), agent.clone(), conversation.clone());
+        let Some(dirs) = self.dispatch.private_dirs.clone() else { return };
+        let forget = dirs.forget(org.clone(), agent.clone(), conversation.clone());
         let forgotten = self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(forget));
         let _ = tokio::time::timeout(Duration::from_millis(self.dispatch.limits.cancel_poll_ms), forgotten).await;
     }

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::agent::Agent;
+use crate::clock::Timestamp;
 use crate::content::Content;
 use crate::ids::{AgentId, ConversationId, RunId, TurnId, UserId, WorkerName};
 use crate::sandbox::{Input, InputJson};
@@ -52,8 +53,8 @@ struct Spoken {
     content: Content,
 }
 
-/// Everything that the guest is given.
-pub fn of(claimed: Claimed, agent: &Arc<Agent>, history: History) -> Input {
+/// Everything that the guest is given. `deadline` is its turn's by the clock that the guest can read, whatever time the store goes by.
+pub fn of(claimed: Claimed, agent: &Arc<Agent>, history: History, deadline: Timestamp) -> Input {
     let text = match serde_json::from_slice::<Content>(&claimed.message) {
         Ok(content) => Bytes::from(content.joined_text().into_owned()),
         Err(_) => Bytes::new(),
@@ -71,11 +72,11 @@ pub fn of(claimed: Claimed, agent: &Arc<Agent>, history: History) -> Input {
         claimed.head.as_ref().and_then(|head| head.snapshot.as_ref()).and_then(|snapshot| snapshot.body.clone());
     let dry_run = claimed.dry_run;
     let agent = agent.clone();
-    let json = InputJson(Arc::new(move || document(&claimed, &agent, &history)));
+    let json = InputJson(Arc::new(move || document(&claimed, &agent, &history, deadline)));
     Input { json, text, snapshot, environment, arguments, dry_run }
 }
 
-fn document(claimed: &Claimed, agent: &Agent, history: &History) -> Bytes {
+fn document(claimed: &Claimed, agent: &Agent, history: &History, deadline: Timestamp) -> Bytes {
     let null: &RawValue = serde_json::from_str("null").expect("null is JSON");
     let document = Document {
         turn_id: claimed.lease.turn,
@@ -87,7 +88,7 @@ fn document(claimed: &Claimed, agent: &Agent, history: &History) -> Bytes {
         dry_run: claimed.dry_run,
         message: serde_json::from_slice(&claimed.message).unwrap_or(null),
         accepted_unix_ms: claimed.accepted_at.0,
-        deadline_unix_ms: claimed.lease.deadline.0,
+        deadline_unix_ms: deadline.0,
         snapshot: claimed.head.as_ref().and_then(|head| head.snapshot.as_ref()).map(|snapshot| Origin {
             run_id: snapshot.run_id,
             worker: &snapshot.worker,

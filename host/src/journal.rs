@@ -5,12 +5,13 @@
 //! [`Observer`] right there, before whoever waits for the answer wakes.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Clock;
 use crate::events::LiveTurn;
-use crate::ids::TurnId;
+use crate::ids::{ReplicaId, TurnId};
 use crate::kill_point;
 use crate::slots::Slot;
 use crate::store::{
@@ -51,19 +52,28 @@ pub trait Observer: Send + Sync + 'static {
     /// A turn has ended, durably.
     fn ended(&self, ended: &Ended);
     /// A turn was claimed into a slot.
-    fn claimed(&self, claimed: Claimed, slot: Slot);
+    fn claimed(&self, claimed: Claimed, slot: Slot, asked: Asked);
     /// Turns were accepted, promoted or given back, and no slot has come for them yet.
     fn backlog(&self);
     /// An append of a running turn was answered; `again` when it must be tried once more.
     fn appended(&self, live: &Arc<LiveTurn>, bytes: usize, fenced: Fenced, again: Option<Append>);
 }
 
+/// A claim as it was asked for. Its answer may be late: what it granted began no earlier than `at`, and the incarnation may be no more.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    /// The incarnation that claimed.
+    pub holder: ReplicaId,
+    /// When the store was asked.
+    pub at: Instant,
+}
+
 type Answer<T> = oneshot::Sender<Result<T, JournalError>>;
 
 /// Who waits for an answer. Slots are those that the write may fill.
 enum Waiter {
-    Accept(Answer<AcceptResult>, TurnId, Option<Slot>),
-    Claim(Answer<ClaimOutcome>, Vec<Slot>),
+    Accept(Answer<AcceptResult>, TurnId, Option<(Slot, ReplicaId)>),
+    Claim(Answer<ClaimOutcome>, ReplicaId, Vec<Slot>),
     Commit(Answer<CommitResult>),
     Fenced(Answer<Fenced>),
     /// The live turn's own append.
@@ -106,12 +116,13 @@ impl Journal {
     /// Accepts a message; a claim that comes with it fills `slot`.
     pub async fn accept(&self, accept: Accept, slot: Option<Slot>) -> Result<AcceptResult, JournalError> {
         let turn = accept.turn;
-        self.write(Write::Accept(Box::new(accept)), |answer| Waiter::Accept(answer, turn, slot)).await
+        let room = slot.zip(accept.claim_for.map(|(holder, _)| holder));
+        self.write(Write::Accept(Box::new(accept)), |answer| Waiter::Accept(answer, turn, room)).await
     }
 
     /// Claims ready turns into `slots`.
     pub async fn claim(&self, request: ClaimRequest, slots: Vec<Slot>) -> Result<ClaimOutcome, JournalError> {
-        self.write(Write::Claim(request), |answer| Waiter::Claim(answer, slots)).await
+        self.write(Write::Claim(request), |answer| Waiter::Claim(answer, request.holder, slots)).await
     }
 
     /// Ends a turn, unless somebody else has.
@@ -156,6 +167,7 @@ impl Pending {
                 let (writes, waiters): (Vec<Write>, Vec<Waiter>) = pending.drain(..).unzip();
                 let (accepts, commits) =
                     (any(&writes, |w| matches!(w, Write::Accept(_))), any(&writes, |w| matches!(w, Write::Commit(_))));
+                let asked_at = Instant::now();
                 let written = runtime.block_on(store.write(writes, clock.now()));
                 if accepts {
                     kill_point::pass("after_accept");
@@ -163,7 +175,7 @@ impl Pending {
                 if commits {
                     kill_point::pass("after_commit");
                 }
-                settle(written, waiters, &observer);
+                settle(written, waiters, asked_at, &observer);
             }
         })
     }
@@ -191,12 +203,17 @@ fn any(writes: &[Write], is: impl Fn(&Write) -> bool) -> bool {
 }
 
 /// Tells everyone what became of a batch.
-fn settle<O: Observer>(written: Result<Vec<Written>, StoreError>, waiters: Vec<Waiter>, observer: &O) {
+fn settle<O: Observer>(
+    written: Result<Vec<Written>, StoreError>,
+    waiters: Vec<Waiter>,
+    asked_at: Instant,
+    observer: &O,
+) {
     match written {
         Ok(written) => {
             assert_eq!(written.len(), waiters.len(), "one answer an item");
             for (written, waiter) in written.into_iter().zip(waiters) {
-                settle_one(written, waiter, observer);
+                settle_one(written, waiter, asked_at, observer);
             }
         }
         Err(error) => {
@@ -216,7 +233,7 @@ fn fail<O: Observer>(waiter: Waiter, error: &JournalError, observer: &O) {
             observer.not_accepted(turn);
             drop(answer.send(Err(error)));
         }
-        Waiter::Claim(answer, _) => drop(answer.send(Err(error))),
+        Waiter::Claim(answer, _, _) => drop(answer.send(Err(error))),
         Waiter::Commit(answer) => drop(answer.send(Err(error))),
         Waiter::Fenced(answer) => drop(answer.send(Err(error))),
         Waiter::Live(live, bytes, append) => match error {
@@ -226,13 +243,15 @@ fn fail<O: Observer>(waiter: Waiter, error: &JournalError, observer: &O) {
     }
 }
 
-fn settle_one<O: Observer>(written: Written, waiter: Waiter, observer: &O) {
+fn settle_one<O: Observer>(written: Written, waiter: Waiter, asked_at: Instant, observer: &O) {
     match (written, waiter) {
-        (Written::Accept(mut result), Waiter::Accept(answer, turn, slot)) => {
+        (Written::Accept(mut result), Waiter::Accept(answer, turn, room)) => {
             if let AcceptResult::Accepted { interrupted, claimed } = &mut result {
                 interrupted.iter().for_each(|ended| observer.ended(ended));
-                match (claimed.take(), slot) {
-                    (Some(claimed), Some(slot)) => observer.claimed(*claimed, slot),
+                match (claimed.take(), room) {
+                    (Some(claimed), Some((slot, holder))) => {
+                        observer.claimed(*claimed, slot, Asked { holder, at: asked_at });
+                    }
                     (Some(claimed), None) => unreachable!("{} was claimed without a slot", claimed.lease.turn),
                     (None, _unused) => observer.backlog(),
                 }
@@ -241,7 +260,7 @@ fn settle_one<O: Observer>(written: Written, waiter: Waiter, observer: &O) {
             }
             let _ = answer.send(Ok(result));
         }
-        (Written::Claim(claimed), Waiter::Claim(answer, slots)) => {
+        (Written::Claim(claimed), Waiter::Claim(answer, holder, slots)) => {
             let mut slots = slots.into_iter();
             let mut outcome = ClaimOutcome::default();
             for claimed in claimed {
@@ -249,7 +268,8 @@ fn settle_one<O: Observer>(written: Written, waiter: Waiter, observer: &O) {
                     outcome.refused.push(claimed);
                 } else {
                     outcome.started += 1;
-                    observer.claimed(claimed, slots.next().expect("no more is claimed than there are slots"));
+                    let slot = slots.next().expect("no more is claimed than there are slots");
+                    observer.claimed(claimed, slot, Asked { holder, at: asked_at });
                 }
             }
             let _ = answer.send(Ok(outcome));

@@ -51,6 +51,9 @@ pub enum Unlent {
     /// The turn was told to stop before it could have one.
     #[error("the turn has ended")]
     Stopped,
+    /// This host has none: others use its store, and a directory is one machine's.
+    #[error("this host has no private directories")]
+    NotHere,
     /// The disk.
     #[error("the private directory cannot be opened")]
     Io(#[from] io::Error),

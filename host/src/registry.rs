@@ -1,7 +1,7 @@
 //! Workers and agents: what a deploy changes and a turn looks up.
 //!
-//! Looking them up is on the path of every turn, so both are cached, keyed by org. A worker's version never changes. An agent's settings do: the
-//! claim names the revision that holds, and an older entry is read again; at the edge an entry lives for a second at most.
+//! Looking them up is on the path of every turn, so both are cached, keyed by org, for a second at most: other hosts change them, too. Where a turn
+//! runs, the claim names the revision of the agent's settings that holds, and an older entry is read again.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use moka::sync::Cache;
 
-use crate::agent::{Agent, AgentSettings, InvalidSetting};
+use crate::agent::{Agent, AgentSettings, InvalidSetting, NO_FILE_MODE};
+use crate::gate::SessionMode;
 use crate::host::Host;
 use crate::ids::{AgentId, OrgId, WorkerName};
 use crate::input::History;
@@ -18,8 +19,9 @@ use crate::sandbox::{GuestLimits, LoadError, ModuleRefusal, Sandbox, Worker};
 use crate::store::{Claimed, Deleted, Direction, PutAgent, PutWorker, Result, Store, StoreError};
 use crate::turn::TurnState;
 
-/// How long an agent's settings are believed at the edge.
-const AGENT_TTL: Duration = Duration::from_secs(1);
+/// How long an agent's settings are believed at the edge, and a worker's version at all: another host may have changed the one, or deleted the
+/// other and given its name to other bytes.
+const TTL: Duration = Duration::from_secs(1);
 
 /// Agents and worker versions that are kept at hand.
 const CACHED: u64 = 10_000;
@@ -42,9 +44,9 @@ pub struct Registry {
 impl Registry {
     /// Empty caches over `store`.
     pub fn new(store: Arc<dyn Store>, limits: Arc<Limits>) -> Registry {
-        let agents = Cache::builder().max_capacity(CACHED).time_to_live(AGENT_TTL).build();
+        let agents = Cache::builder().max_capacity(CACHED).time_to_live(TTL).build();
         // The sandbox bounds what is loaded; this only saves its lookup by digest.
-        let workers = Cache::builder().max_capacity(256).build();
+        let workers = Cache::builder().max_capacity(256).time_to_live(TTL).build();
         Registry { store, limits, agents, workers }
     }
 
@@ -236,6 +238,9 @@ impl Host {
         settings: AgentSettings,
     ) -> std::result::Result<PutAgent, PutAgentError> {
         settings.check(&self.config.limits)?;
+        if settings.session_mode == SessionMode::File && self.store.shared() {
+            return Err(InvalidSetting(NO_FILE_MODE.to_owned()).into());
+        }
         let put =
             self.store.put_agent(org, agent, settings, self.config.limits.org_agents_max, self.clock.now()).await?;
         self.dispatch.registry.forget_agent(org, agent);

@@ -8,36 +8,57 @@ use crate::ids::ReplicaId;
 use crate::sandbox::Stop;
 use crate::store::Store;
 
+/// How long the end of a lost incarnation may take: the new one must be renewed meanwhile.
+const RETIRE_WITHIN: Duration = Duration::from_secs(1);
+
+/// How often a following clock is set.
+const FOLLOW_EVERY: Duration = Duration::from_secs(30);
+
 /// Renews until it is dropped. `registered` is when the incarnation was registered.
+///
+/// Whatever the store does, the turns of this incarnation stop at `lease_ttl_ms − lease_margin_ms` after the last renewal that it confirmed, counted
+/// from when that was asked for, on the monotonic clock: before anybody else may take them over.
 pub async fn renew(dispatch: Arc<Dispatch>, store: Arc<dyn Store>, registered: Instant) {
     let limits = dispatch.limits.clone();
     let patience = Duration::from_millis(limits.lease_ttl_ms - limits.lease_margin_ms);
-    let mut renewed = registered;
-    let mut ticks = tokio::time::interval(Duration::from_millis(limits.lease_renew_ms));
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (every, again) = (Duration::from_millis(limits.lease_renew_ms), Duration::from_millis(limits.backoff_ms));
+    let (mut renewed, mut pause) = (registered, Duration::ZERO);
     loop {
-        ticks.tick().await;
+        let step_down_at = renewed + patience;
+        tokio::time::sleep_until((Instant::now() + pause).min(step_down_at).into()).await;
         // What counts is when we asked: the store's answer may be late, its expiry is not.
         let asked = Instant::now();
         let renewal = store.renew_replica(dispatch.replica(), dispatch.clock.now(), limits.lease_ttl_ms);
-        let alive = match tokio::time::timeout(patience.saturating_sub(renewed.elapsed()), renewal).await {
-            Ok(Ok(alive)) => alive,
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "could not renew the replica's lease");
-                if renewed.elapsed() < patience {
-                    continue;
-                }
-                false
+        match tokio::time::timeout_at(step_down_at.into(), renewal).await {
+            Ok(Ok(true)) => {
+                (renewed, pause) = (asked, every);
+                continue;
             }
-            Err(_late) => false,
-        };
-        if alive {
-            renewed = asked;
-            continue;
+            Ok(Err(error)) if Instant::now() < step_down_at => {
+                tracing::warn!(%error, "could not renew the replica's lease");
+                pause = again;
+                continue;
+            }
+            // Expired, or nobody knows.
+            Ok(Ok(false) | Err(_)) | Err(_) => {}
         }
         tracing::error!(replica = %dispatch.replica(), "the replica's lease is lost; its turns stop here and begin again");
         dispatch.step_down();
-        renewed = begin_again(&dispatch, &*store).await;
+        (renewed, pause) = (begin_again(&dispatch, &*store).await, every);
+    }
+}
+
+/// Keeps the host's clock with the store's, where that has one. Runs until it is dropped.
+pub async fn follow_time(dispatch: Arc<Dispatch>, store: Arc<dyn Store>) {
+    loop {
+        tokio::time::sleep(FOLLOW_EVERY).await;
+        let asked = Instant::now();
+        match store.time().await {
+            // Its answer is as old as half its way here and back.
+            Ok(Some(now)) => dispatch.clock.follow(now.plus_ms(asked.elapsed().as_millis() as u64 / 2)),
+            Ok(None) => return,
+            Err(error) => tracing::warn!(%error, "could not ask the store for its time"),
+        }
     }
 }
 
@@ -45,9 +66,14 @@ pub async fn renew(dispatch: Arc<Dispatch>, store: Arc<dyn Store>, registered: I
 async fn begin_again(dispatch: &Dispatch, store: &dyn Store) -> Instant {
     loop {
         let (replica, asked) = (ReplicaId::new(), Instant::now());
+        let lost = dispatch.replica();
         match store.register_replica(replica, dispatch.clock.now(), dispatch.limits.lease_ttl_ms).await {
             Ok(()) => {
                 dispatch.resume_as(replica);
+                // A renewal that we gave up may have reached the store after all, and nobody is to wait for it to run out.
+                if !matches!(tokio::time::timeout(RETIRE_WITHIN, store.retire_replica(lost)).await, Ok(Ok(()))) {
+                    tracing::warn!(replica = %lost, "the lost incarnation stays until it expires");
+                }
                 return asked;
             }
             Err(error) => {

@@ -3,11 +3,13 @@
 //! Runs on the guests' runtime and holds the turn's slot until the instance is gone.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
 use crate::agent::Agent;
+use crate::agent::NO_FILE_MODE;
+use crate::clock::Clock;
 use crate::dispatch::{Dispatch, Running};
 use crate::event;
 use crate::events::LiveTurn;
@@ -39,8 +41,8 @@ async fn step_through(dispatch: &Arc<Dispatch>, claimed: Claimed, running: &Runn
         // It has ended before a thread came to it.
         return;
     }
-    if !dispatch.may_claim() {
-        // The claim was in flight when the drain began.
+    if !dispatch.may_run(running) {
+        // The claim was in flight when the drain began, or the incarnation that it was for has stepped down.
         return dispatch.give_back(lease).await;
     }
     let grant = match gate::decide(&claimed.envelope) {
@@ -74,9 +76,15 @@ async fn step_through(dispatch: &Arc<Dispatch>, claimed: Claimed, running: &Runn
             let detail = "the conversation's private directory could not be opened; the host's log says why";
             return dispatch.fail(lease, Failure::new(FailureCode::Internal, detail)).await;
         }
+        Err(Unlent::NotHere) => {
+            return dispatch.fail(lease, Failure::new(FailureCode::Internal, NO_FILE_MODE)).await;
+        }
     };
 
     let parent = claimed.head.as_ref().map(|head| head.parent);
+    // The guest reads this machine's clock; the lease's own deadline may be by another.
+    let left = control.deadline().saturating_duration_since(Instant::now());
+    let deadline = Clock::system().now().plus_ms(u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
     let job = Job {
         org: lease.org.clone(),
         limits: prepared.limits,
@@ -84,7 +92,7 @@ async fn step_through(dispatch: &Arc<Dispatch>, claimed: Claimed, running: &Runn
         directory: directory.as_mut().and_then(Lent::take),
         control: control.clone(),
         output: Arc::new(LiveOutput { dispatch: dispatch.clone(), live: live.clone() }),
-        input: input::of(claimed, &prepared.agent, prepared.history),
+        input: input::of(claimed, &prepared.agent, prepared.history, deadline),
     };
     let finished = dispatch.sandbox.run(&prepared.worker, job).await;
     kill_point::pass("after_run");
@@ -100,7 +108,10 @@ async fn step_through(dispatch: &Arc<Dispatch>, claimed: Claimed, running: &Runn
 async fn private_directory(dispatch: &Dispatch, claimed: &Claimed, control: &Control) -> Result<Option<Lent>, Unlent> {
     match claimed.envelope.mode {
         SessionMode::Snapshot => Ok(None),
-        SessionMode::File => dispatch.private_dirs.lend(claimed, control).await.map(Some),
+        SessionMode::File => match &dispatch.private_dirs {
+            Some(dirs) => dirs.lend(claimed, control).await.map(Some),
+            None => Err(Unlent::NotHere),
+        },
     }
 }
 

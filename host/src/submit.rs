@@ -75,6 +75,9 @@ pub enum SubmitError {
     /// No such agent in the org.
     #[error("no such agent")]
     NoSuchAgent,
+    /// File mode, and the store is shared.
+    #[error("no file mode")]
+    NoFileMode,
     /// This host is draining: another attempt reaches another host, or this one after its restart.
     #[error("draining")]
     Draining,
@@ -103,6 +106,9 @@ pub async fn submit(host: &Host, submission: Submission) -> Result<Submitted, Su
             Envelope { run_id, org, conversation, mode: mode.unwrap_or(agent.settings.session_mode) }
         }
     };
+    if envelope.mode == SessionMode::File && host.store.shared() {
+        return Err(SubmitError::NoFileMode);
+    }
     let now = host.clock.now();
     let accepted = event::accepted(turn, &submission.agent, envelope.conversation.as_ref(), now);
     let (slot, claim_for) = match dispatch.slot_for_accept() {

@@ -244,7 +244,7 @@ impl Turn {
     }
 
     fn input(&self) -> Input {
-        input::of(self.claimed.clone(), &self.agent, Vec::new())
+        input::of(self.claimed.clone(), &self.agent, Vec::new(), self.claimed.lease.deadline)
     }
 
     /// The turn as `GET /v1/turns/{turn}` would show it.

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde::ser::SerializeMap as _;
 
 use crate::admission::Refusal;
+use crate::agent::NO_FILE_MODE;
 use crate::ids::InvalidId;
 use crate::keys::AuthError;
 use crate::store::StoreError;
@@ -297,6 +298,7 @@ impl From<SubmitError> for Problem {
         match error {
             SubmitError::Refused(refusal) => refusal.into(),
             SubmitError::NoSuchAgent => Problem::not_found("agent"),
+            SubmitError::NoFileMode => Problem::new(Code::InvalidSetting, NO_FILE_MODE),
             SubmitError::Draining => {
                 Problem::new(Code::Draining, "this host is stopping and takes no new turns; nothing was accepted, try again")
             }

@@ -441,7 +441,7 @@ async fn what_another_database_knew_is_kept() {
         })
         .await;
     // Of this place, the sweep comes to the same end again and again.
-    host.host.dispatch.private_dirs.clone().sweep().await;
+    host.host.dispatch.private_dirs.clone().expect("it has them").sweep().await;
     assert_eq!(places(&host).len(), 1);
     host.stop().await;
 }
