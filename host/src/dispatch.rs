@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 use parking_lot::RwLock;
+use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -24,9 +25,12 @@ use crate::registry::Registry;
 use crate::runner;
 use crate::sandbox::{Control, Sandbox, Stop};
 use crate::slots::{Slot, Slots};
-use crate::store::{Append, ClaimRequest, Claimed, Commit, Ended, Fenced, Requeue, RunningBound};
+use crate::store::{
+    Append, ClaimRequest, Claimed, Commit, CommitResult, Ended, Fenced, Hint, Requeue, RunningBound, Store, StoreError,
+};
 use crate::supervisor::Soon;
 use crate::turn::{Failure, Outcome};
+use crate::watch::Watch;
 
 /// At most so many turns are claimed by one statement.
 const CLAIM_MAX: usize = 64;
@@ -54,6 +58,14 @@ pub struct Dispatch {
     pub clock: Clock,
     /// Turns whose clocks run out soon.
     pub soon: Soon,
+    /// Turns that are read here and run elsewhere.
+    pub watch: Arc<Watch>,
+    /// Turns of ours that a hint was about: they may have been ended elsewhere.
+    pub hinted: Notify,
+    /// A batch had no answer: what it claimed may be held and not run.
+    pub claims_in_doubt: AtomicBool,
+    /// Whether other hosts use the store.
+    shared: bool,
     running: DashMap<TurnId, Arc<Running>>,
     meters: Meters,
     replica: RwLock<ReplicaId>,
@@ -109,6 +121,7 @@ impl Dispatch {
         limits: Arc<Limits>,
         clock: Clock,
         replica: ReplicaId,
+        shared: bool,
     ) -> Arc<Dispatch> {
         Arc::new(Dispatch {
             slots: Slots::new(limits.host_running_max),
@@ -120,6 +133,10 @@ impl Dispatch {
             limits,
             clock,
             soon: Soon::default(),
+            watch: Arc::default(),
+            hinted: Notify::new(),
+            claims_in_doubt: AtomicBool::new(false),
+            shared,
             running: DashMap::new(),
             meters: Meters::default(),
             replica: RwLock::new(replica),
@@ -221,7 +238,28 @@ impl Dispatch {
         // What it used until now: its guest may be gone only later, and nobody waits for that.
         let usage = self.tracked(turn).map(|running| running.control.usage());
         let commit = Commit { org, turn, epoch, outcome, snapshot: None, tail: Default::default(), usage };
-        matches!(runner::commit_until_written(self, commit).await, Some(crate::store::CommitResult::Won(_)))
+        match runner::commit_until_written(self, commit).await {
+            Some(CommitResult::Won(_)) => true,
+            Some(CommitResult::Lost | CommitResult::SnapshotConflict) => {
+                // It has ended, or is somebody else's: what is here of it is of no use. Under any epoch only its end can have been in the way.
+                if let Some(running) =
+                    self.tracked(turn).filter(|running| epoch.is_none_or(|held| running.lease.epoch == held))
+                {
+                    self.lost(&running.lease);
+                }
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// A turn is no longer this lease's: its guest stops, and its readers go to the log.
+    pub fn lost(&self, lease: &Lease) {
+        if let Some(running) = self.tracked(lease.turn).filter(|running| running.lease.epoch == lease.epoch) {
+            running.control.stop(Stop::Ended);
+        }
+        self.live.forget_run(lease);
+        self.watch.wake(lease.turn);
     }
 
     /// What runs here.
@@ -245,20 +283,10 @@ impl Dispatch {
         self.running.remove_if(&lease.turn, |_, running| running.lease.epoch == lease.epoch);
     }
 
-    /// Makes a turn's guest stop, if it runs here.
-    pub fn stop(&self, turn: TurnId, why: Stop) {
-        if let Some(running) = self.running.get(&turn) {
-            running.control.stop(why);
-        }
-    }
-
     /// The replica's lease is lost, or may be soon: whatever runs here stops before somebody else may take it over.
     pub fn step_down(&self) {
         self.suspended.store(true, Ordering::Release);
-        for running in self.running() {
-            running.control.stop(Stop::Ended);
-            self.live.forget(running.lease.turn);
-        }
+        self.running().iter().for_each(|running| self.lost(&running.lease));
     }
 
     /// A new incarnation may claim again.
@@ -281,22 +309,74 @@ impl Dispatch {
             if let Some(live) = self.live.get(running.lease.turn) {
                 live.flush(&self.journal);
             }
-            self.give_back(&running.lease).await;
-            running.control.stop(Stop::Ended);
+            // Its guest goes on until it is given back, and its reply is as good as ever. After that nobody asks for it.
+            let _ = tokio::time::timeout(Duration::from_millis(HAND_BACK_MS / 3), self.give_back(&running)).await;
+            self.lost(&running.lease);
         });
         futures_util::future::join_all(give_back).await;
-        if tokio::time::timeout(Duration::from_millis(HAND_BACK_MS / 2), self.slots.all_free()).await.is_err() {
+        if tokio::time::timeout(Duration::from_millis(HAND_BACK_MS / 3), self.slots.all_free()).await.is_err() {
             tracing::warn!(slots = self.slots.in_use(), "instances did not stop in time");
         }
     }
 
-    /// Back to the queue, as if it had never been claimed.
-    pub async fn give_back(&self, lease: &Lease) {
-        let requeue = Requeue { lease: lease.clone(), delay_ms: 0 };
-        if let Err(error) = self.journal.requeue(requeue).await {
-            tracing::warn!(turn = %lease.turn, %error, "a turn could not be given back; its next host takes it over");
+    /// Back to the queue, as if it had never been claimed: until that is written, or its guest is stopped by somebody who knows better.
+    pub async fn give_back(&self, running: &Running) {
+        let requeue = Requeue { lease: running.lease.clone(), delay_ms: 0 };
+        loop {
+            let requeued = tokio::select! {
+                requeued = self.journal.requeue(requeue.clone()) => requeued,
+                _ = running.control.until_stopped() => break,
+            };
+            match requeued {
+                Ok(Fenced::Done | Fenced::Stale) => break,
+                Err(JournalError::Unavailable(_)) => {
+                    tokio::time::sleep(Duration::from_millis(self.limits.backoff_ms)).await;
+                }
+                Err(error) => {
+                    tracing::warn!(turn = %running.lease.turn, %error, "a turn could not be given back; its next host takes it over");
+                    break;
+                }
+            }
         }
-        self.live.forget(lease.turn);
+        self.lost(&running.lease);
+    }
+
+    /// Gives back what the store says this incarnation holds and nobody here runs: claims whose answer was lost, also those of a moment ago
+    /// (R9). `known`: what was so at the last look, since a claim's answer may just be on its way. What is so now.
+    pub async fn settle_claims(&self, store: &dyn Store, known: &[Lease]) -> Result<Vec<Lease>, StoreError> {
+        let held = store.running_turns(self.replica()).await?;
+        let is_run = |lease: &Lease| self.tracked(lease.turn).is_some_and(|running| running.lease.epoch == lease.epoch);
+        let (settled, unknown): (Vec<Lease>, Vec<Lease>) =
+            held.into_iter().filter(|lease| !is_run(lease)).partition(|lease| known.contains(lease));
+        for lease in settled {
+            tracing::warn!(turn = %lease.turn, "the answer to a claim was lost; its turn goes back");
+            self.journal
+                .requeue(Requeue { lease, delay_ms: 0 })
+                .await
+                .map_err(StoreError::from)?;
+        }
+        Ok(unknown)
+    }
+
+    /// Hears what may have changed. Polling is the truth; this only saves its interval.
+    pub async fn hear(self: Arc<Self>, mut hints: broadcast::Receiver<Hint>) {
+        loop {
+            match hints.recv().await {
+                Ok(Hint::Ready) => self.slots.note_backlog(),
+                Ok(Hint::Turn(turn)) => {
+                    if self.running.contains_key(&turn) {
+                        self.hinted.notify_one();
+                    }
+                    self.watch.wake(turn);
+                }
+                // Some were missed: what they were about is found by those who poll.
+                Err(broadcast::error::RecvError::Lagged(_)) => {
+                    self.slots.note_backlog();
+                    self.hinted.notify_one();
+                }
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
+        }
     }
 }
 
@@ -305,11 +385,21 @@ impl Observer for Arc<Dispatch> {
         self.live.forget(turn);
     }
 
+    fn queued(&self, turn: TurnId) {
+        if self.shared {
+            // It begins wherever a slot is free; if that is here, it comes back.
+            self.live.forget(turn);
+        }
+    }
+
     fn ended(&self, ended: &Ended) {
         self.live.end(ended.turn, event::terminal(&ended.outcome, ended.usage.as_ref()));
-        if ended.was_running {
+        self.watch.wake(ended.turn);
+        if ended.was_running
+            && let Some(running) = self.tracked(ended.turn)
+        {
             // Its own runner has its outcome by now; anybody else's guest must go.
-            self.stop(ended.turn, Stop::Ended);
+            running.control.stop(Stop::Ended);
         }
         record(ended, &self.meters);
     }
@@ -317,9 +407,16 @@ impl Observer for Arc<Dispatch> {
     fn claimed(&self, claimed: Claimed, slot: Slot, asked: Asked) {
         // Watched from here on, not from when a guests' thread first comes to it.
         let running = Arc::new(Running::new(&claimed, &self.limits, asked));
+        if asked.holder != self.replica() {
+            // The answer has outlived its incarnation.
+            let lease = claimed.lease;
+            self.live.forget(lease.turn);
+            return self.journal.requeue_soon(Requeue { lease, delay_ms: 0 });
+        }
         self.track(running.clone());
         // Told here, before whoever submitted it hears that it was accepted: both events then leave in one write.
         let live = self.live.begin(&claimed.lease, first_event(&claimed));
+        self.watch.wake(claimed.lease.turn);
         self.sandbox.spawn(runner::run(Arc::clone(self), claimed, running, live, slot));
     }
 
@@ -327,11 +424,15 @@ impl Observer for Arc<Dispatch> {
         self.slots.note_backlog();
     }
 
-    fn appended(&self, live: &Arc<LiveTurn>, bytes: usize, fenced: Fenced, again: Option<Append>) {
+    fn appended(&self, live: &Arc<LiveTurn>, bytes: usize, append: Append, fenced: Fenced, again: bool) {
         if fenced == Fenced::Stale {
-            self.stop(live.turn, Stop::Ended);
+            self.lost(&append.lease);
         }
-        self.live.appended(live, bytes, again);
+        self.live.appended(live, bytes, again.then_some(append));
+    }
+
+    fn in_doubt(&self) {
+        self.claims_in_doubt.store(true, Ordering::Release);
     }
 }
 

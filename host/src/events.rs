@@ -63,12 +63,15 @@ struct State {
     event_bytes: usize,
     /// Of whoever speaks now; `None` before the start and after the end.
     lease: Option<Lease>,
+    /// Of the run that spoke last.
+    epoch: Option<Epoch>,
     next_seq: u32,
     unwritten: EventBatch,
     unwritten_bytes: usize,
     in_flight_bytes: usize,
     flush_due: bool,
     ended: bool,
+    gone: bool,
 }
 
 /// What a reader finds.
@@ -79,6 +82,8 @@ pub enum Found {
     Nothing,
     /// Its cursor lies before what is kept here: read the log.
     InStore,
+    /// The turn is no longer this host's: only the log will tell more.
+    Gone,
 }
 
 impl LiveTurns {
@@ -115,6 +120,7 @@ impl LiveTurns {
         {
             let mut state = live.state.lock();
             state.lease = Some(lease.clone());
+            state.epoch = Some(lease.epoch);
             state.next_seq = 1;
             state.unwritten = EventBatch { first_seq: 1, events: Vec::new() };
             state.unwritten_bytes = 0;
@@ -127,12 +133,15 @@ impl LiveTurns {
     /// Forgets a turn that was not accepted, or that is no longer this host's: its readers go to the log.
     pub fn forget(&self, turn: TurnId) {
         if let Some((_, live)) = self.turns.remove(&turn) {
-            let mut state = live.state.lock();
-            state.lease = None;
-            state.floor = Some(EventId::End);
-            drop(state);
-            live.wake.notify_waiters();
-            live.room.notify_waiters();
+            live.gone();
+        }
+    }
+
+    /// Forgets the turn as the run under this lease had it; what has begun here again since stays.
+    pub fn forget_run(&self, lease: &Lease) {
+        let of_this_run = |live: &Arc<LiveTurn>| live.state.lock().epoch == Some(lease.epoch);
+        if let Some((_, live)) = self.turns.remove_if(&lease.turn, |_, live| of_this_run(live)) {
+            live.gone();
         }
     }
 
@@ -208,9 +217,21 @@ impl LiveTurn {
         LiveTurn { org, turn, state: Mutex::default(), wake: Notify::new(), room: Notify::new() }
     }
 
+    fn gone(&self) {
+        let mut state = self.state.lock();
+        state.lease = None;
+        state.gone = true;
+        drop(state);
+        self.wake.notify_waiters();
+        self.room.notify_waiters();
+    }
+
     /// Events after `after`. Enable a [`LiveTurn::changed`] *before* asking.
     pub fn after(&self, after: Option<EventId>) -> Found {
         let state = self.state.lock();
+        if state.gone {
+            return Found::Gone;
+        }
         if state.floor.is_some_and(|floor| after < Some(floor)) {
             return Found::InStore;
         }

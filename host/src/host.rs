@@ -21,10 +21,19 @@ use crate::store::postgres::{PostgresOptions, PostgresStore};
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::{Store, StoreError};
 use crate::turn::{CancelledBy, Outcome, TurnState};
-use crate::{replica, supervisor, sweep};
+use crate::{replica, supervisor, sweep, watch};
 
 /// How long the guests' threads may take to end.
 const GUESTS_LEAVE_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long a client waits for a write to be answered before it is told that the store is not there. The write may yet happen.
+pub const STORE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a probe waits.
+const PING_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long one word to the store may take while the host ends.
+const WORD_WITHIN: Duration = Duration::from_secs(1);
 
 /// A running host. Cheap to clone.
 #[derive(Clone)]
@@ -106,7 +115,17 @@ impl Host {
         };
         let (live, flush) = LiveTurns::new(bounds, journal.clone());
         let registry = Arc::new(Registry::new(store.clone(), limits.clone()));
-        let dispatch = Dispatch::new(journal, live, registry, sandbox, private_dirs, limits, clock.clone(), replica);
+        let dispatch = Dispatch::new(
+            journal,
+            live,
+            registry,
+            sandbox,
+            private_dirs,
+            limits,
+            clock.clone(),
+            replica,
+            store.shared(),
+        );
         pending.run(store.clone(), clock.clone(), dispatch.clone())?;
 
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
@@ -122,6 +141,10 @@ impl Host {
         background(Box::pin(replica::renew(dispatch.clone(), store.clone(), registered)));
         background(Box::pin(replica::follow_time(dispatch.clone(), store.clone())));
         background(Box::pin(replica::drop_stale(dispatch.clone(), store.clone())));
+        background(Box::pin(watch::keep_watch(dispatch.watch.clone(), store.clone())));
+        if let Some(hints) = store.hints() {
+            background(Box::pin(dispatch.clone().hear(hints)));
+        }
         if let Some(dirs) = dispatch.private_dirs.clone() {
             background(Box::pin(dirs.sweep()));
         }
@@ -137,7 +160,10 @@ impl Host {
         if !self.dispatch.sandbox.ticker_alive() {
             return Err("the epoch ticker stands still; restart the host".to_owned());
         }
-        self.store.ping().await.map_err(|error| error.to_string())
+        match tokio::time::timeout(PING_WITHIN, self.store.ping()).await {
+            Ok(answer) => answer.map_err(|error| error.to_string()),
+            Err(_late) => Err(format!("the store does not answer within {PING_WITHIN:?}")),
+        }
     }
 
     /// Whether it is draining.
@@ -147,8 +173,11 @@ impl Host {
 
     /// Ends a turn now; what state it has then. A turn that has ended stays as it is (T8). `None`: there is no such turn.
     pub async fn cancel(&self, org: &OrgId, turn: TurnId, by: CancelledBy) -> Result<Option<TurnState>, StoreError> {
-        if self.dispatch.end(org.clone(), turn, None, Outcome::Cancelled { by }).await {
-            return Ok(Some(TurnState::Cancelled));
+        let end = self.dispatch.end(org.clone(), turn, None, Outcome::Cancelled { by });
+        match tokio::time::timeout(STORE_PATIENCE, end).await {
+            Ok(true) => return Ok(Some(TurnState::Cancelled)),
+            Ok(false) => {}
+            Err(_late) => return Err(no_answer()),
         }
         Ok(self.store.turn(org, turn).await?.map(|turn| turn.for_host().state))
     }
@@ -187,25 +216,51 @@ impl Host {
         let _ = tokio::time::timeout(Duration::from_millis(self.dispatch.limits.cancel_poll_ms), forgotten).await;
     }
 
-    /// Stops claiming, finishes or gives back what runs, within `drain_timeout_ms`; then closes the store.
+    /// Stops claiming, finishes or gives back what runs, within `drain_timeout_ms`; then closes the store. A store that does not answer delays
+    /// none of it for long.
     pub async fn drain(&self) {
-        if let Err(error) = self.store.drain_replica(self.dispatch.replica()).await {
-            tracing::warn!(%error, "the store could not be told of the drain");
+        let (store, replica) = (&self.store, self.dispatch.replica());
+        let told = tokio::time::timeout(WORD_WITHIN, store.drain_replica(replica));
+        let (told, ()) = tokio::join!(told, self.dispatch.drain());
+        if !matches!(told, Ok(Ok(()))) {
+            tracing::warn!("the store could not be told of the drain");
         }
-        self.dispatch.drain().await;
+        let give_back = async {
+            let held = self.dispatch.settle_claims(&**store, &[]).await?;
+            self.dispatch.settle_claims(&**store, &held).await
+        };
+        if !matches!(tokio::time::timeout(WORD_WITHIN, give_back).await, Ok(Ok(_))) {
+            tracing::warn!("what the store says this host holds could not be looked up; it is taken over from here");
+        }
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
-        if let Err(error) = self.keys.record_last_use().await {
-            tracing::warn!(%error, "the last use of keys was not recorded");
+        if !matches!(tokio::time::timeout(WORD_WITHIN, self.keys.record_last_use()).await, Ok(Ok(()))) {
+            tracing::warn!("the last use of keys was not recorded");
         }
-        if let Err(error) = self.store.retire_replica(self.dispatch.replica()).await {
-            tracing::warn!(%error, "the replica's row stays until it expires");
+        if !matches!(tokio::time::timeout(WORD_WITHIN, store.retire_replica(replica)).await, Ok(Ok(()))) {
+            tracing::warn!("the replica's row stays until it expires");
         }
+        self.end_guests().await;
+        let _ = tokio::time::timeout(WORD_WITHIN, store.close()).await;
+    }
+
+    /// Ends as a crash does, for tests: everything stops at once, and the store hears nothing of it.
+    pub async fn abandon(&self) {
+        self.stop.cancel();
+        self.dispatch.step_down();
+        self.tasks.close();
+        self.end_guests().await;
+    }
+
+    async fn end_guests(&self) {
         let sandbox = self.dispatch.sandbox.clone();
         let _ = tokio::task::spawn_blocking(move || sandbox.shutdown(GUESTS_LEAVE_WITHIN)).await;
-        self.store.close().await;
     }
+}
+
+fn no_answer() -> StoreError {
+    StoreError::Unavailable(format!("no answer within {STORE_PATIENCE:?}"))
 }
 
 /// The sandbox that a configuration asks for: compiled modules live in the data directory, their key beside them and not among them.

@@ -49,14 +49,18 @@ impl From<JournalError> for StoreError {
 pub trait Observer: Send + Sync + 'static {
     /// A message was not accepted as this turn.
     fn not_accepted(&self, turn: TurnId);
+    /// A turn was accepted, and waits for whichever host comes first.
+    fn queued(&self, turn: TurnId);
     /// A turn has ended, durably.
     fn ended(&self, ended: &Ended);
     /// A turn was claimed into a slot.
     fn claimed(&self, claimed: Claimed, slot: Slot, asked: Asked);
     /// Turns were accepted, promoted or given back, and no slot has come for them yet.
     fn backlog(&self);
-    /// An append of a running turn was answered; `again` when it must be tried once more.
-    fn appended(&self, live: &Arc<LiveTurn>, bytes: usize, fenced: Fenced, again: Option<Append>);
+    /// An append of a running turn was answered; `again`: it must be tried once more.
+    fn appended(&self, live: &Arc<LiveTurn>, bytes: usize, append: Append, fenced: Fenced, again: bool);
+    /// A batch has no answer, though it may have been written: what it claimed is perhaps held without anybody knowing.
+    fn in_doubt(&self);
 }
 
 /// A claim as it was asked for. Its answer may be late: what it granted began no earlier than `at`, and the incarnation may be no more.
@@ -135,6 +139,12 @@ impl Journal {
         self.write(Write::Requeue(requeue), Waiter::Fenced).await
     }
 
+    /// Gives a turn back, and waits for nothing: whoever holds it is dead anyway, and this only saves time.
+    pub fn requeue_soon(&self, requeue: Requeue) {
+        let (answer, _unheard) = oneshot::channel();
+        let _ = self.entries.send((Write::Requeue(requeue), Waiter::Fenced(answer)));
+    }
+
     /// Makes the start of an effect durable.
     pub async fn begin_effect(&self, append: Append) -> Result<Fenced, JournalError> {
         self.write(Write::BeginEffect(append), Waiter::Fenced).await
@@ -157,11 +167,15 @@ impl Pending {
     ) -> std::io::Result<std::thread::JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new().name("journal".to_owned()).spawn(move || {
-            let mut pending = Vec::with_capacity(BATCH_MAX);
+            let mut pending: Vec<(Write, Waiter)> = Vec::with_capacity(BATCH_MAX);
             let mut busy = false;
             while let Some(first) = self.entries.blocking_recv() {
                 pending.push(first);
                 gather(&mut self.entries, &mut pending, busy);
+                pending.retain(|(_, waiter)| still_wanted(waiter, &observer));
+                if pending.is_empty() {
+                    continue;
+                }
                 busy = pending.len() >= BUSY;
                 metrics::histogram!("turnhouse_journal_batch_writes").record(pending.len() as f64);
                 let (writes, waiters): (Vec<Write>, Vec<Waiter>) = pending.drain(..).unzip();
@@ -198,6 +212,17 @@ fn gather(entries: &mut mpsc::UnboundedReceiver<(Write, Waiter)>, pending: &mut 
     }
 }
 
+/// A message whose sender has given up waiting for a store that did not answer is not accepted behind their back.
+fn still_wanted<O: Observer>(waiter: &Waiter, observer: &O) -> bool {
+    match waiter {
+        Waiter::Accept(answer, turn, _) if answer.is_closed() => {
+            observer.not_accepted(*turn);
+            false
+        }
+        _ => true,
+    }
+}
+
 fn any(writes: &[Write], is: impl Fn(&Write) -> bool) -> bool {
     cfg!(debug_assertions) && writes.iter().any(is)
 }
@@ -220,6 +245,7 @@ fn settle<O: Observer>(
             tracing::error!(%error, writes = waiters.len(), "a batch was not written");
             metrics::counter!("turnhouse_store_errors_total").increment(1);
             let failed = JournalError::Unavailable(error.to_string().into());
+            observer.in_doubt();
             waiters.into_iter().for_each(|waiter| fail(waiter, &failed, observer));
         }
     }
@@ -237,8 +263,8 @@ fn fail<O: Observer>(waiter: Waiter, error: &JournalError, observer: &O) {
         Waiter::Commit(answer) => drop(answer.send(Err(error))),
         Waiter::Fenced(answer) => drop(answer.send(Err(error))),
         Waiter::Live(live, bytes, append) => match error {
-            JournalError::Rejected(_) => observer.appended(&live, bytes, Fenced::Stale, None),
-            _ => observer.appended(&live, bytes, Fenced::Done, Some(append)),
+            JournalError::Rejected(_) => observer.appended(&live, bytes, append, Fenced::Stale, false),
+            _ => observer.appended(&live, bytes, append, Fenced::Done, true),
         },
     }
 }
@@ -253,7 +279,10 @@ fn settle_one<O: Observer>(written: Written, waiter: Waiter, asked_at: Instant, 
                         observer.claimed(*claimed, slot, Asked { holder, at: asked_at });
                     }
                     (Some(claimed), None) => unreachable!("{} was claimed without a slot", claimed.lease.turn),
-                    (None, _unused) => observer.backlog(),
+                    (None, _unused) => {
+                        observer.queued(turn);
+                        observer.backlog();
+                    }
                 }
             } else {
                 observer.not_accepted(turn);
@@ -286,7 +315,9 @@ fn settle_one<O: Observer>(written: Written, waiter: Waiter, asked_at: Instant, 
         (Written::Requeue(fenced) | Written::Append(fenced), Waiter::Fenced(answer)) => {
             let _ = answer.send(Ok(fenced));
         }
-        (Written::Append(fenced), Waiter::Live(live, bytes, _)) => observer.appended(&live, bytes, fenced, None),
+        (Written::Append(fenced), Waiter::Live(live, bytes, append)) => {
+            observer.appended(&live, bytes, append, fenced, false);
+        }
         (Written::Failed(why), waiter) => {
             tracing::error!(why, "a write was refused by the store");
             fail(waiter, &JournalError::Rejected(why), observer);

@@ -48,6 +48,8 @@ pub mod sandbox;
 
 pub mod events;
 
+pub mod watch;
+
 pub mod reader;
 
 pub mod registry;

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -17,9 +17,19 @@ use crate::ids::{OrgId, TurnId};
 use crate::store::{EventPage, StoreError, TurnRecord};
 use crate::submit::Submitted;
 use crate::turn::{CancelledBy, Failure, FailureCode, Outcome, TurnState};
+use crate::watch::Watching;
 
-/// How often the log is read where no wake-up can be had: the turn runs on another replica, or waits.
+/// How long a turn that runs here, and whose log lags behind what was told here, is waited for before the log is read again.
 const POLL: Duration = Duration::from_millis(500);
+
+/// How long after one look into the log the next one comes at the earliest: hints of a turn that says much come faster than anybody reads.
+const READ_GAP: Duration = Duration::from_millis(20);
+
+/// How long a store that does not answer is waited for before a stream is given up, and how often it is asked.
+const STORE_PATIENCE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_millis(500));
+
+/// How long the log is given to show an event that a client has seen already: another host tells its readers before it writes.
+const UNWRITTEN: (Duration, Duration) = (Duration::from_millis(600), Duration::from_millis(50));
 
 /// How much of the log is read at a time.
 const PAGE_BYTES: usize = 128 * 1024;
@@ -33,6 +43,9 @@ pub struct Reader {
     /// The cursor came from a client and is not yet known to be the log's.
     unproven: bool,
     live: Option<Arc<LiveTurn>>,
+    /// Its place among those who wait for turns that do not run here.
+    watching: Option<Watching>,
+    read_at: Option<Instant>,
     ready: VecDeque<Event>,
 }
 
@@ -40,21 +53,15 @@ impl Reader {
     /// Reads after `after`, or from the start. The caller has checked that the turn is theirs to see.
     pub fn new(host: &Host, org: OrgId, turn: TurnId, after: Option<EventId>) -> Reader {
         let live = host.dispatch.live.get(turn);
-        Reader { host: host.clone(), org, turn, cursor: after, unproven: after.is_some(), live, ready: VecDeque::new() }
+        let host = host.clone();
+        let (watching, read_at, ready) = (None, None, VecDeque::new());
+        Reader { host, org, turn, cursor: after, unproven: after.is_some(), live, watching, read_at, ready }
     }
 
     /// Reads what has just been submitted, from the start.
     pub fn of_submitted(host: &Host, org: OrgId, submitted: &Submitted) -> Reader {
         let live = submitted.live.clone();
-        Reader {
-            host: host.clone(),
-            org,
-            turn: submitted.turn,
-            cursor: None,
-            unproven: false,
-            live,
-            ready: VecDeque::new(),
-        }
+        Reader { live, ..Reader::new(host, org, submitted.turn, None) }
     }
 
     /// The next event if it is at hand: several that are ready can be sent as one chunk.
@@ -83,18 +90,17 @@ impl Reader {
                 continue;
             }
             let Some(live) = self.live.clone() else {
-                if !self.read_log().await? {
-                    tokio::time::sleep(POLL).await;
-                }
+                self.read_from_afar().await?;
                 continue;
             };
+            self.watching = None;
             let changed = live.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
             match live.after(self.cursor) {
                 Found::Events(events) => self.ready.extend(events),
                 Found::Nothing => {
-                    // A wake-up can be had, but the turn may be another replica's by now.
+                    // A wake-up can be had; this is for the case that one was lost.
                     if tokio::time::timeout(POLL * 20, changed).await.is_err() {
                         self.read_log().await?;
                     }
@@ -105,13 +111,48 @@ impl Reader {
                         let _ = tokio::time::timeout(POLL, changed).await;
                     }
                 }
+                Found::Gone => self.live = None,
+            }
+        }
+    }
+
+    /// The turn does not run here: reads the log, or waits until reading it may pay. Registers for wake-ups *before* it reads.
+    async fn read_from_afar(&mut self) -> Result<(), StoreError> {
+        let watching = match &mut self.watching {
+            Some(watching) => watching,
+            none => none.insert(self.host.dispatch.watch.turn(&self.org, self.turn)),
+        };
+        watching.seen();
+        if let Some(read_at) = self.read_at {
+            tokio::time::sleep_until((read_at + READ_GAP).into()).await;
+        }
+        // It may have begun here just before we registered.
+        self.live = self.host.dispatch.live.get(self.turn);
+        if self.live.is_none() && !self.read_log().await? {
+            self.read_at = Some(Instant::now());
+            if let Some(watching) = &mut self.watching {
+                watching.news().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// The log after a cursor, however long the store is away, within reason: whoever reads here would only come back.
+    async fn page(&self, after: Option<EventId>) -> Result<Option<EventPage>, StoreError> {
+        let until = Instant::now() + STORE_PATIENCE.0;
+        loop {
+            match self.host.store.events(&self.org, self.turn, after, PAGE_BYTES).await {
+                Err(StoreError::Unavailable(_)) if Instant::now() < until && !self.host.draining() => {
+                    tokio::time::sleep(STORE_PATIENCE.1).await;
+                }
+                answer => return answer,
             }
         }
     }
 
     /// Reads a stretch of the log. Whether there was anything new.
     async fn read_log(&mut self) -> Result<bool, StoreError> {
-        let Some(page) = self.host.store.events(&self.org, self.turn, self.cursor, PAGE_BYTES).await? else {
+        let Some(page) = self.page(self.cursor).await? else {
             // Deleted with its conversation while we read: that is how it ended.
             self.ready.push_back(event::terminal(&Outcome::Cancelled { by: CancelledBy::Deleted }, None));
             return Ok(true);
@@ -127,12 +168,21 @@ impl Reader {
         if self.live.as_ref().is_some_and(|live| live.has_told(cursor)) {
             return Ok(None);
         }
+        let until = Instant::now() + UNWRITTEN.0;
         let mut known = Known::default();
         let mut from = None;
         loop {
-            let Some(page) = self.host.store.events(&self.org, self.turn, from, PAGE_BYTES).await? else {
+            let Some(page) = self.page(from).await? else {
                 return Ok(None);
             };
+            if is_of_the_run(cursor, &page.turn) && !page.more && self.live.is_none() && Instant::now() < until {
+                let last = page.events.last().map(|event| event.id);
+                if last < Some(cursor) && from < Some(cursor) {
+                    // Perhaps told by the host that runs it, and not written yet.
+                    tokio::time::sleep(UNWRITTEN.1).await;
+                    continue;
+                }
+            }
             known.state = Some(page.turn.state);
             let events = after(&page, from);
             from = page.events.last().map(|event| event.id);
@@ -157,6 +207,11 @@ impl Reader {
         let data = event::raw(&Data { state: known.state, text: known.text });
         Ok(Some(Event { id: known.last.unwrap_or(EventId::ACCEPTED), kind: "resync".into(), data }))
     }
+}
+
+/// Whether it may be about to be written: what is said now is of the marker's epoch.
+fn is_of_the_run(cursor: EventId, turn: &TurnRecord) -> bool {
+    matches!(cursor, EventId::At(epoch, _) if epoch == turn.epoch) && turn.state == TurnState::Running
 }
 
 /// What is known of a turn up to a cursor.

@@ -1,11 +1,11 @@
 //! This process' incarnation: registers it, renews it, steps down in time when it cannot, and notices turns that are no longer its own.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::dispatch::Dispatch;
 use crate::ids::ReplicaId;
-use crate::sandbox::Stop;
 use crate::store::Store;
 
 /// How long the end of a lost incarnation may take: the new one must be renewed meanwhile.
@@ -84,19 +84,34 @@ async fn begin_again(dispatch: &Dispatch, store: &dyn Store) -> Instant {
     }
 }
 
-/// Stops guests whose turn has ended elsewhere, within `cancel_poll_ms`. Runs until it is dropped.
+/// Stops guests whose turn has ended elsewhere, within `cancel_poll_ms` or as soon as a hint says that one may have; and gives back turns that this
+/// incarnation holds without running them, when an answer was lost. Runs until it is dropped.
 pub async fn drop_stale(dispatch: Arc<Dispatch>, store: Arc<dyn Store>) {
     let mut ticks = tokio::time::interval(Duration::from_millis(dispatch.limits.cancel_poll_ms));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut unaccounted = Vec::new();
     loop {
-        ticks.tick().await;
+        let at_a_tick = tokio::select! {
+            _ = ticks.tick() => true,
+            () = dispatch.hinted.notified() => false,
+        };
         let leases: Vec<_> = dispatch.running().into_iter().map(|running| running.lease.clone()).collect();
-        if leases.is_empty() {
-            continue;
+        if !leases.is_empty() {
+            match store.stale(&leases).await {
+                Ok(stale) => {
+                    leases.iter().filter(|lease| stale.contains(&lease.turn)).for_each(|lease| dispatch.lost(lease));
+                }
+                Err(error) => tracing::warn!(%error, "could not look for turns that have ended elsewhere"),
+            }
         }
-        match store.stale(&leases).await {
-            Ok(stale) => stale.into_iter().for_each(|turn| dispatch.stop(turn, Stop::Ended)),
-            Err(error) => tracing::warn!(%error, "could not look for turns that have ended elsewhere"),
+        let in_doubt = dispatch.claims_in_doubt.swap(false, Ordering::AcqRel);
+        if at_a_tick && (in_doubt || !unaccounted.is_empty()) {
+            match dispatch.settle_claims(&*store, &unaccounted).await {
+                Ok(still) => unaccounted = still,
+                Err(_unavailable) => dispatch.claims_in_doubt.store(true, Ordering::Release),
+            }
+        } else if in_doubt {
+            dispatch.claims_in_doubt.store(true, Ordering::Release);
         }
     }
 }

@@ -30,9 +30,22 @@ const COMMIT_AGAIN_MS: u64 = 100;
 /// Runs a claimed turn and ends it, or gives it back.
 pub async fn run(dispatch: Arc<Dispatch>, claimed: Claimed, running: Arc<Running>, live: Arc<LiveTurn>, slot: Slot) {
     kill_point::pass("after_claim");
+    let tracked = Tracked { dispatch: &dispatch, running: &running };
     step_through(&dispatch, claimed, &running, live).await;
-    dispatch.untrack(&running.lease);
+    drop(tracked);
     drop(slot);
+}
+
+/// Ends the tracking of a run, also where the guests' runtime ends before it.
+struct Tracked<'a> {
+    dispatch: &'a Dispatch,
+    running: &'a Running,
+}
+
+impl Drop for Tracked<'_> {
+    fn drop(&mut self) {
+        self.dispatch.untrack(&self.running.lease);
+    }
 }
 
 async fn step_through(dispatch: &Arc<Dispatch>, claimed: Claimed, running: &Running, live: Arc<LiveTurn>) {
@@ -43,7 +56,7 @@ async fn step_through(dispatch: &Arc<Dispatch>, claimed: Claimed, running: &Runn
     }
     if !dispatch.may_run(running) {
         // The claim was in flight when the drain began, or the incarnation that it was for has stepped down.
-        return dispatch.give_back(lease).await;
+        return dispatch.give_back(running).await;
     }
     let grant = match gate::decide(&claimed.envelope) {
         Ok(grant) => grant,
@@ -53,12 +66,17 @@ async fn step_through(dispatch: &Arc<Dispatch>, claimed: Claimed, running: &Runn
             return dispatch.fail(lease, Failure::gate_refused(refusal)).await;
         }
     };
-    let prepared = match prepare(dispatch, &claimed).await {
+    let prepared = tokio::select! {
+        prepared = prepare(dispatch, &claimed) => prepared,
+        // The store takes its time; whoever stopped the turn meanwhile has ended it, or will.
+        _ = control.until_stopped() => return,
+    };
+    let prepared = match prepared {
         Ok(prepared) => prepared,
         Err(Unprepared::Failed(failure)) => return dispatch.fail(lease, failure).await,
         Err(Unprepared::Store(error)) => {
             tracing::warn!(turn = %lease.turn, %error, "a turn could not be prepared and goes back");
-            return dispatch.give_back(lease).await;
+            return dispatch.give_back(running).await;
         }
     };
     let own = &prepared.agent.settings.limits;
@@ -193,7 +211,10 @@ async fn commit(
         tail: live.close(lease.epoch),
         usage: Some(finished.usage),
     };
-    commit_until_written(dispatch, commit).await;
+    if !matches!(commit_until_written(dispatch, commit).await, Some(CommitResult::Won(_))) {
+        // Whoever reads here finds in the log how it ended, or who has it now.
+        dispatch.lost(lease);
+    }
 }
 
 /// Ends a turn, however long the store is away: the reply is kept here until it is back. `None` when the host stops first, or the store refuses the

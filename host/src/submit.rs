@@ -10,7 +10,7 @@ use crate::admission::{OnBusy, QueueBounds, Refusal};
 use crate::event;
 use crate::events::LiveTurn;
 use crate::gate::{Envelope, SessionMode};
-use crate::host::Host;
+use crate::host::{Host, STORE_PATIENCE};
 use crate::ids::{AgentId, ConversationId, OrgId, RunId, TurnId, UserId};
 use crate::store::{Accept, AcceptResult, Clocks, StoreError};
 
@@ -141,7 +141,9 @@ pub async fn submit(host: &Host, submission: Submission) -> Result<Submitted, Su
     };
     // The turn is live before it is accepted: it may end before we hear that it was.
     let live = dispatch.live.accept(&submission.org, accepted, turn);
-    match dispatch.journal.accept(accept, slot).await.map_err(StoreError::from)? {
+    let accepted = tokio::time::timeout(STORE_PATIENCE, dispatch.journal.accept(accept, slot));
+    let accepted = accepted.await.map_err(|_late| StoreError::Unavailable("the journal is stuck".to_owned()))?;
+    match accepted.map_err(StoreError::from)? {
         AcceptResult::Accepted { .. } => Ok(Submitted { turn, replayed: false, live: Some(live) }),
         AcceptResult::Attached(turn) => Ok(Submitted { turn, replayed: true, live: dispatch.live.get(turn) }),
         AcceptResult::Refused(refusal) => Err(refusal.into()),

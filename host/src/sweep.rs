@@ -38,9 +38,8 @@ pub async fn sweep(dispatch: Arc<Dispatch>, store: Arc<dyn Store>) {
                 } else {
                     dispatch.slots.no_backlog_since(seen);
                 }
-                for overdue in found.overdue {
-                    end(&dispatch, overdue).await;
-                }
+                // Together: their commits share a batch.
+                futures_util::future::join_all(found.overdue.into_iter().map(|overdue| end(&dispatch, overdue))).await;
             }
             Err(error) => tracing::warn!(%error, "could not sweep"),
         }
