@@ -17,6 +17,10 @@ pub mod choices;
 
 pub mod client;
 
+pub mod cluster;
+
+pub mod faulty;
+
 pub mod host;
 
 pub mod program;
@@ -24,6 +28,8 @@ pub mod program;
 pub mod tables;
 
 pub use client::{Client, Events, SeenEvent, Turn};
+pub use cluster::{Cluster, Setup};
+pub use faulty::Network;
 pub use host::TestHost;
 pub use program::Program;
 pub use tables::Tables;

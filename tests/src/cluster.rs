@@ -1,0 +1,203 @@
+//! Several replicas in this process on one store, each with a gateway of its own; any of them can be drained, killed, or cut off from the store.
+
+use std::sync::Arc;
+
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::broadcast;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use turnhouse::caller::Scopes;
+use turnhouse::clock::Clock;
+use turnhouse::config::Config;
+use turnhouse::host::Host;
+use turnhouse::ids::{OrgId, UserId};
+use turnhouse::store::sqlite::{SqliteOptions, SqliteStore};
+use turnhouse::store::{LiveCounts, Store};
+use turnhouse::{http, keys};
+
+use crate::client::{Client, Turn};
+use crate::faulty::{Faulty, Network};
+use crate::tables::Tables;
+
+/// How its replicas are to be.
+pub struct Setup {
+    /// Whether writes are told to the others at once.
+    pub hints: bool,
+    /// Whether the store tells its time. If not, each replica goes by its own clock.
+    pub tells_time: bool,
+    /// By how much the clock of each replica is wrong.
+    pub skews_ms: Vec<i64>,
+    /// Changes every replica's configuration.
+    pub change: fn(&mut Config),
+}
+
+impl Default for Setup {
+    fn default() -> Setup {
+        Setup { hints: false, tells_time: true, skews_ms: Vec::new(), change: |_| {} }
+    }
+}
+
+/// Replicas on one store.
+pub struct Cluster {
+    /// In the order in which they were started; those that have ended stay.
+    pub replicas: Vec<Replica>,
+    store: Arc<dyn Store>,
+    hints: Option<broadcast::Sender<turnhouse::store::Hint>>,
+    setup: Setup,
+    dir: TempDir,
+}
+
+/// One of them.
+pub struct Replica {
+    /// The host itself.
+    pub host: Host,
+    /// Where its gateway listens.
+    pub url: String,
+    /// The store as it meets it.
+    pub store: Arc<Faulty>,
+    stop: CancellationToken,
+    gateway: JoinHandle<()>,
+    /// It was drained or killed.
+    pub ended: bool,
+}
+
+impl Cluster {
+    /// So many replicas on a fresh embedded store.
+    pub async fn start(replicas: usize) -> Cluster {
+        Cluster::start_with(replicas, Setup::default()).await
+    }
+
+    /// The same, set up otherwise.
+    pub async fn start_with(replicas: usize, setup: Setup) -> Cluster {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let store = SqliteStore::open(SqliteOptions::new(dir.path().join("data"))).await.expect("the store opens");
+        Cluster::start_on(replicas, Arc::new(store), dir, setup).await
+    }
+
+    /// The same on a store that was opened already; `dir` is for what each replica keeps beside it.
+    pub async fn start_on(replicas: usize, store: Arc<dyn Store>, dir: TempDir, setup: Setup) -> Cluster {
+        let hints = setup.hints.then(|| broadcast::Sender::new(1_024));
+        let mut cluster = Cluster { replicas: Vec::new(), store, hints, setup, dir };
+        for _ in 0..replicas {
+            cluster.add().await;
+        }
+        cluster
+    }
+
+    /// One more replica; its index.
+    pub async fn add(&mut self) -> usize {
+        self.add_with(|_| {}).await
+    }
+
+    /// The same with settings of its own.
+    pub async fn add_with(&mut self, change: impl FnOnce(&mut Config)) -> usize {
+        let index = self.replicas.len();
+        let data_dir = self.dir.path().join(format!("replica-{index}"));
+        std::fs::create_dir_all(&data_dir).expect("a directory");
+        let mut config = Config { data_dir, guest_threads: 1, ..Config::default() };
+        config.limits.host_running_max = 16;
+        config.limits.drain_timeout_ms = 3_500;
+        config.limits.cancel_poll_ms = 250;
+        // Short, and long enough for a machine that is busy with other tests.
+        (config.limits.lease_ttl_ms, config.limits.lease_renew_ms, config.limits.lease_margin_ms) = (3_000, 500, 1_000);
+        (self.setup.change)(&mut config);
+        change(&mut config);
+        let store = Arc::new(Faulty::new(self.store.clone(), self.hints.clone(), self.setup.tells_time));
+        let clock = match self.setup.skews_ms.get(index) {
+            Some(skew) => Clock::following(turnhouse::clock::Timestamp(Clock::system().now().0 + skew)),
+            None => Clock::system(),
+        };
+        let host = Host::start_on(config, store.clone(), clock).await.expect("the host starts");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("its address"));
+        let stop = CancellationToken::new();
+        let gateway = tokio::spawn(http::serve(host.clone(), listener, stop.clone().cancelled_owned()));
+        self.replicas.push(Replica { host, url, store, stop, gateway, ended: false });
+        index
+    }
+
+    /// A member of an org, as a client of the first replica.
+    pub async fn member(&self, org: &str, user: &str, scopes: &str) -> Client {
+        let (org, user) = (OrgId::parse(org).expect("an org id"), UserId::parse(user).expect("a user id"));
+        let now = Clock::system().now();
+        self.store.create_org(&org, &user, now).await.expect("the org is made");
+        let key = keys::mint(org, user, Scopes::parse(scopes).expect("scopes"), "test", None, now);
+        assert!(self.store.create_key(key.hash, &key.record).await.expect("the key is stored"));
+        Client::new(&self.replicas[0].url, &key.secret)
+    }
+
+    /// The same client at another replica.
+    pub fn at(&self, replica: usize, client: &Client) -> Client {
+        Client::new(&self.replicas[replica].url, &client.key)
+    }
+
+    /// The same turn at another replica.
+    pub fn turn_at(&self, replica: usize, turn: &Turn) -> Turn {
+        Turn { client: self.at(replica, &turn.client), id: turn.id.clone() }
+    }
+
+    /// Live turns by state, of all replicas.
+    pub async fn live(&self) -> LiveCounts {
+        self.store.live_counts().await.expect("the store answers")
+    }
+
+    /// The store itself, as nobody's network bends it.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Changes what becomes of a replica's calls.
+    pub fn network(&self, replica: usize, network: Network) {
+        self.replicas[replica].store.set(network);
+    }
+
+    /// Which replica runs this turn.
+    pub fn runner_of(&self, turn: &Turn) -> Option<usize> {
+        let id = turn.id.parse().expect("a turn id");
+        let runs = |replica: &Replica| !replica.ended && replica.host.dispatch.tracked(id).is_some();
+        self.replicas.iter().position(runs)
+    }
+
+    /// Waits until somebody runs it; who.
+    pub async fn started(&self, turn: &Turn) -> usize {
+        crate::eventually("somebody runs it", async || self.runner_of(turn).is_some()).await;
+        self.runner_of(turn).expect("it runs")
+    }
+
+    /// Ends a replica as SIGTERM does.
+    pub async fn drain(&mut self, replica: usize) {
+        let replica = &mut self.replicas[replica];
+        replica.ended = true;
+        replica.host.drain().await;
+        replica.stop.cancel();
+        replica.gateway.abort();
+        assert_eq!(replica.host.dispatch.slots.in_use(), 0, "a slot is still held");
+        assert!(replica.host.dispatch.running().is_empty(), "a run is still tracked");
+    }
+
+    /// Ends a replica as `kill -9` does: its connections break off, and the store hears nothing more of it.
+    pub async fn kill(&mut self, replica: usize) {
+        let replica = &mut self.replicas[replica];
+        replica.ended = true;
+        replica.store.set(Network::Gone);
+        replica.gateway.abort();
+        replica.host.abandon().await;
+    }
+
+    /// Waits until nothing is live, drains every replica that is left, and looks for faults in the tables and for what was forgotten in memory.
+    pub async fn stop(mut self) {
+        crate::eventually("no live turn is left", async || self.live().await == LiveCounts::default()).await;
+        for replica in 0..self.replicas.len() {
+            if self.replicas[replica].ended {
+                continue;
+            }
+            self.network(replica, Network::Fine);
+            let dispatch = self.replicas[replica].host.dispatch.clone();
+            crate::eventually("no ended turn is kept", async || dispatch.live.is_empty()).await;
+            self.drain(replica).await;
+        }
+        self.store.close().await;
+        assert_eq!(Tables::open(&self.dir.path().join("data")).faults(), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,392 @@
+//! A store as one replica meets it: behind a network that can be cut, hang, or lose answers, and with a clock of its own.
+//!
+//! Every replica of a [`crate::Cluster`] has one of these over the store that they share. To its host it says that the store is shared; the time that
+//! the store goes by is this process', whatever the host's clock says, as a database's is its own.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::{broadcast, watch};
+use turnhouse::agent::{Agent, AgentSettings};
+use turnhouse::caller::Owned;
+use turnhouse::clock::{Clock, Timestamp};
+use turnhouse::event::EventId;
+use turnhouse::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, WorkerName};
+use turnhouse::lease::Lease;
+use turnhouse::store::{
+    ConversationRecord, Deleted, Direction, Ended, EventPage, Finding, Hint, KeyRecord, LiveCounts, OrgRecord, Page,
+    Progress, PutAgent, PutWorker, Result, Store, StoreError, StoreStatus, SweepFindings, TurnRecord, WorkerVersion,
+    Write, Written,
+};
+use uuid::Uuid;
+
+/// What becomes of calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// They go through.
+    Fine,
+    /// They fail at once.
+    Cut,
+    /// They have no answer until this changes, and nothing reaches the store: then they fail.
+    Hung,
+    /// Writes are done, and their answers never come: they fail.
+    AnswersLost,
+    /// They are done, and answered so much later.
+    Late(Duration),
+    /// It is somebody else's machine by now: they fail for ever.
+    Gone,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Call {
+    Read,
+    Lease,
+    Write,
+}
+
+/// The store behind a network.
+pub struct Faulty {
+    store: Arc<dyn Store>,
+    network: watch::Sender<Network>,
+    hints: Option<broadcast::Sender<Hint>>,
+    tells_time: bool,
+    clock: Clock,
+    reads: AtomicU64,
+}
+
+impl Faulty {
+    /// Over `store`. With `hints`, what this replica writes is told there to all.
+    pub fn new(store: Arc<dyn Store>, hints: Option<broadcast::Sender<Hint>>, tells_time: bool) -> Faulty {
+        let network = watch::Sender::new(Network::Fine);
+        Faulty { store, network, hints, tells_time, clock: Clock::system(), reads: AtomicU64::new(0) }
+    }
+
+    /// Changes what becomes of calls, also of those that wait.
+    pub fn set(&self, network: Network) {
+        self.network.send_if_modified(|now| *now != Network::Gone && std::mem::replace(now, network) != network);
+    }
+
+    /// Calls that only read, until now.
+    pub fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    fn now(&self, _of_the_host: Timestamp) -> Timestamp {
+        self.clock.now()
+    }
+
+    async fn through<T>(&self, call: Call, answer: impl Future<Output = Result<T>> + Send) -> Result<T> {
+        if call == Call::Read {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+        }
+        let failed = || Err(StoreError::Unavailable("the network failed".to_owned()));
+        let mut network = self.network.subscribe();
+        let now = *network.borrow_and_update();
+        match now {
+            Network::Fine => {
+                let answer = answer.await;
+                if *network.borrow() == Network::Gone { failed() } else { answer }
+            }
+            Network::Cut | Network::Gone => failed(),
+            Network::Hung => {
+                let _ = network.changed().await;
+                failed()
+            }
+            Network::AnswersLost => {
+                let answer = answer.await;
+                if call == Call::Write { failed() } else { answer }
+            }
+            Network::Late(time) => {
+                let answer = answer.await;
+                tokio::time::sleep(time).await;
+                answer
+            }
+        }
+    }
+
+    /// What a batch may have changed for others.
+    fn tell(&self, turns: Vec<TurnId>) {
+        if let Some(hints) = &self.hints {
+            let _ = hints.send(Hint::Ready);
+            for turn in turns {
+                let _ = hints.send(Hint::Turn(turn));
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Store for Faulty {
+    async fn write(&self, batch: Vec<Write>, now: Timestamp) -> Result<Vec<Written>> {
+        let turns = batch.iter().filter_map(turn_of).collect();
+        let written = self.through(Call::Write, self.store.write(batch, self.now(now))).await;
+        self.tell(turns);
+        written
+    }
+
+    async fn register_replica(&self, replica: ReplicaId, now: Timestamp, ttl_ms: u64) -> Result<()> {
+        self.through(Call::Lease, self.store.register_replica(replica, self.now(now), ttl_ms)).await
+    }
+
+    async fn renew_replica(&self, replica: ReplicaId, now: Timestamp, ttl_ms: u64) -> Result<bool> {
+        self.through(Call::Lease, self.store.renew_replica(replica, self.now(now), ttl_ms)).await
+    }
+
+    async fn drain_replica(&self, replica: ReplicaId) -> Result<()> {
+        self.through(Call::Lease, self.store.drain_replica(replica)).await
+    }
+
+    async fn retire_replica(&self, replica: ReplicaId) -> Result<()> {
+        self.through(Call::Lease, self.store.retire_replica(replica)).await
+    }
+
+    async fn expire_other_replicas(&self, except: ReplicaId, now: Timestamp) -> Result<u64> {
+        self.through(Call::Read, self.store.expire_other_replicas(except, self.now(now))).await
+    }
+
+    async fn sweep(&self, now: Timestamp, gate_refusals_max: u32, limit: usize) -> Result<SweepFindings> {
+        self.through(Call::Read, self.store.sweep(self.now(now), gate_refusals_max, limit)).await
+    }
+
+    async fn forget_keys(&self, before: Timestamp, limit: usize) -> Result<usize> {
+        self.through(Call::Read, self.store.forget_keys(before, limit)).await
+    }
+
+    async fn live_counts(&self) -> Result<LiveCounts> {
+        self.through(Call::Read, self.store.live_counts()).await
+    }
+
+    async fn turn(&self, org: &OrgId, turn: TurnId) -> Result<Option<Owned<TurnRecord>>> {
+        self.through(Call::Read, self.store.turn(org, turn)).await
+    }
+
+    async fn events(
+        &self,
+        org: &OrgId,
+        turn: TurnId,
+        after: Option<EventId>,
+        bytes_max: usize,
+    ) -> Result<Option<EventPage>> {
+        self.through(Call::Read, self.store.events(org, turn, after, bytes_max)).await
+    }
+
+    async fn turns(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        after: Option<i64>,
+        direction: Direction,
+        with_private: bool,
+        limit: usize,
+    ) -> Result<Page<TurnRecord>> {
+        self.through(Call::Read, self.store.turns(org, agent, conversation, after, direction, with_private, limit))
+            .await
+    }
+
+    async fn running_turns(&self, replica: ReplicaId) -> Result<Vec<Lease>> {
+        self.through(Call::Read, self.store.running_turns(replica)).await
+    }
+
+    async fn stale(&self, leases: &[Lease]) -> Result<Vec<TurnId>> {
+        self.through(Call::Read, self.store.stale(leases)).await
+    }
+
+    async fn progress(&self, turns: &[(OrgId, TurnId)]) -> Result<Vec<Option<Progress>>> {
+        self.through(Call::Read, self.store.progress(turns)).await
+    }
+
+    async fn open_conversation(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        user: &UserId,
+        now: Timestamp,
+    ) -> Result<(Owned<ConversationRecord>, bool)> {
+        self.through(Call::Read, self.store.open_conversation(org, agent, conversation, user, self.now(now))).await
+    }
+
+    async fn conversation(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+    ) -> Result<Option<Owned<ConversationRecord>>> {
+        self.through(Call::Read, self.store.conversation(org, agent, conversation)).await
+    }
+
+    async fn generation(&self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) -> Result<Option<Uuid>> {
+        self.through(Call::Read, self.store.generation(org, agent, conversation)).await
+    }
+
+    async fn conversations(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        user: Option<&UserId>,
+        after: Option<&ConversationId>,
+        limit: usize,
+    ) -> Result<Page<ConversationRecord>> {
+        self.through(Call::Read, self.store.conversations(org, agent, user, after, limit)).await
+    }
+
+    async fn delete_conversation(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        now: Timestamp,
+    ) -> Result<Vec<Ended>> {
+        self.through(Call::Read, self.store.delete_conversation(org, agent, conversation, self.now(now))).await
+    }
+
+    async fn reset_snapshot(&self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) -> Result<()> {
+        self.through(Call::Read, self.store.reset_snapshot(org, agent, conversation)).await
+    }
+
+    async fn put_worker(
+        &self,
+        org: &OrgId,
+        worker: &WorkerName,
+        digest: [u8; 32],
+        wasm: Bytes,
+        imports: Vec<String>,
+        compile_ms: f64,
+        workers_max: usize,
+        versions_kept: usize,
+        now: Timestamp,
+    ) -> Result<PutWorker> {
+        self.through(
+            Call::Read,
+            self.store.put_worker(
+                org,
+                worker,
+                digest,
+                wasm,
+                imports,
+                compile_ms,
+                workers_max,
+                versions_kept,
+                self.now(now),
+            ),
+        )
+        .await
+    }
+
+    async fn workers(&self, org: &OrgId, after: Option<&WorkerName>, limit: usize) -> Result<Page<WorkerVersion>> {
+        self.through(Call::Read, self.store.workers(org, after, limit)).await
+    }
+
+    async fn worker_versions(&self, org: &OrgId, worker: &WorkerName) -> Result<Vec<WorkerVersion>> {
+        self.through(Call::Read, self.store.worker_versions(org, worker)).await
+    }
+
+    async fn worker_version(&self, org: &OrgId, worker: &WorkerName, version: u32) -> Result<Option<WorkerVersion>> {
+        self.through(Call::Read, self.store.worker_version(org, worker, version)).await
+    }
+
+    async fn module(&self, org: &OrgId, digest: [u8; 32]) -> Result<Option<Bytes>> {
+        self.through(Call::Read, self.store.module(org, digest)).await
+    }
+
+    async fn delete_worker(&self, org: &OrgId, worker: &WorkerName) -> Result<Deleted> {
+        self.through(Call::Read, self.store.delete_worker(org, worker)).await
+    }
+
+    async fn put_agent(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        settings: AgentSettings,
+        agents_max: usize,
+        now: Timestamp,
+    ) -> Result<PutAgent> {
+        self.through(Call::Read, self.store.put_agent(org, agent, settings, agents_max, self.now(now))).await
+    }
+
+    async fn agent(&self, org: &OrgId, agent: &AgentId) -> Result<Option<Agent>> {
+        self.through(Call::Read, self.store.agent(org, agent)).await
+    }
+
+    async fn default_agent(&self, org: &OrgId) -> Result<Option<Agent>> {
+        self.through(Call::Read, self.store.default_agent(org)).await
+    }
+
+    async fn agents(&self, org: &OrgId, after: Option<&AgentId>, limit: usize) -> Result<Page<Agent>> {
+        self.through(Call::Read, self.store.agents(org, after, limit)).await
+    }
+
+    async fn delete_agent(&self, org: &OrgId, agent: &AgentId) -> Result<Deleted> {
+        self.through(Call::Read, self.store.delete_agent(org, agent)).await
+    }
+
+    async fn create_org(&self, org: &OrgId, owner: &UserId, now: Timestamp) -> Result<bool> {
+        self.through(Call::Read, self.store.create_org(org, owner, self.now(now))).await
+    }
+
+    async fn orgs(&self) -> Result<Vec<OrgRecord>> {
+        self.through(Call::Read, self.store.orgs()).await
+    }
+
+    async fn create_key(&self, hash: [u8; 32], key: &KeyRecord) -> Result<bool> {
+        self.through(Call::Read, self.store.create_key(hash, key)).await
+    }
+
+    async fn key(&self, hash: [u8; 32]) -> Result<Option<KeyRecord>> {
+        self.through(Call::Read, self.store.key(hash)).await
+    }
+
+    async fn keys(&self, org: &OrgId) -> Result<Vec<KeyRecord>> {
+        self.through(Call::Read, self.store.keys(org)).await
+    }
+
+    async fn revoke_key(&self, org: &OrgId, id: &str, now: Timestamp) -> Result<bool> {
+        self.through(Call::Read, self.store.revoke_key(org, id, self.now(now))).await
+    }
+
+    async fn touch_keys(&self, used: &[(OrgId, String)], now: Timestamp) -> Result<()> {
+        self.through(Call::Read, self.store.touch_keys(used, self.now(now))).await
+    }
+
+    async fn status(&self, now: Timestamp) -> Result<StoreStatus> {
+        self.through(Call::Read, self.store.status(self.now(now))).await
+    }
+
+    async fn examine(&self) -> Result<Vec<Finding>> {
+        self.through(Call::Read, self.store.examine()).await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        self.through(Call::Read, self.store.ping()).await
+    }
+
+    fn hints(&self) -> Option<broadcast::Receiver<Hint>> {
+        self.hints.as_ref().map(broadcast::Sender::subscribe)
+    }
+
+    fn shared(&self) -> bool {
+        true
+    }
+
+    async fn time(&self) -> Result<Option<Timestamp>> {
+        let now = async { Ok(self.clock.now()) };
+        if self.tells_time { self.through(Call::Read, now).await.map(Some) } else { Ok(None) }
+    }
+
+    /// The others go on.
+    async fn close(&self) {}
+}
+
+fn turn_of(write: &Write) -> Option<TurnId> {
+    match write {
+        Write::Accept(accept) => Some(accept.turn),
+        Write::Append(append) | Write::BeginEffect(append) => Some(append.lease.turn),
+        Write::Commit(commit) => Some(commit.turn),
+        Write::Requeue(requeue) => Some(requeue.lease.turn),
+        Write::Claim(_) => None,
+    }
+}
