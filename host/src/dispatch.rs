@@ -3,12 +3,13 @@
 //! It decides nothing about a turn: the claim is the store's statement, the gate's word and the run are [`crate::runner`]'s, the election is the
 //! commit's.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 
@@ -60,8 +61,8 @@ pub struct Dispatch {
     pub soon: Soon,
     /// Turns that are read here and run elsewhere.
     pub watch: Arc<Watch>,
-    /// Turns of ours that a hint was about: they may have been ended elsewhere.
-    pub hinted: Notify,
+    /// What hints were about.
+    pub hinted: Hinted,
     /// A batch had no answer: what it claimed may be held and not run.
     pub claims_in_doubt: AtomicBool,
     /// Whether other hosts use the store.
@@ -134,7 +135,7 @@ impl Dispatch {
             clock,
             soon: Soon::default(),
             watch: Arc::default(),
-            hinted: Notify::new(),
+            hinted: Hinted::default(),
             claims_in_doubt: AtomicBool::new(false),
             shared,
             running: DashMap::new(),
@@ -364,15 +365,15 @@ impl Dispatch {
             match hints.recv().await {
                 Ok(Hint::Ready) => self.slots.note_backlog(),
                 Ok(Hint::Turn(turn)) => {
-                    if self.running.contains_key(&turn) {
-                        self.hinted.notify_one();
+                    if let Some(running) = self.tracked(turn) {
+                        self.hinted.note([running.lease.clone()]);
                     }
                     self.watch.wake(turn);
                 }
-                // Some were missed: what they were about is found by those who poll.
+                // Some were missed, and whoever polls finds what they were about; what runs here is few enough to look at now.
                 Err(broadcast::error::RecvError::Lagged(_)) => {
                     self.slots.note_backlog();
-                    self.hinted.notify_one();
+                    self.hinted.note(self.running().iter().map(|running| running.lease.clone()));
                 }
                 Err(broadcast::error::RecvError::Closed) => return,
             }
@@ -433,6 +434,30 @@ impl Observer for Arc<Dispatch> {
 
     fn in_doubt(&self) {
         self.claims_in_doubt.store(true, Ordering::Release);
+    }
+}
+
+/// Turns that run here and that a hint was about: they may have been ended elsewhere.
+#[derive(Default)]
+pub struct Hinted {
+    leases: Mutex<HashMap<TurnId, Lease>>,
+    more: Notify,
+}
+
+impl Hinted {
+    fn note(&self, leases: impl IntoIterator<Item = Lease>) {
+        self.leases.lock().extend(leases.into_iter().map(|lease| (lease.turn, lease)));
+        self.more.notify_one();
+    }
+
+    /// Waits until there are some.
+    pub async fn more(&self) {
+        self.more.notified().await;
+    }
+
+    /// All of them, once.
+    pub fn take(&self) -> Vec<Lease> {
+        self.leases.lock().drain().map(|(_, lease)| lease).collect()
     }
 }
 

@@ -6,10 +6,14 @@ use std::time::{Duration, Instant};
 
 use crate::dispatch::Dispatch;
 use crate::ids::ReplicaId;
+use crate::lease::Lease;
 use crate::store::Store;
 
 /// How long the end of a lost incarnation may take: the new one must be renewed meanwhile.
 const RETIRE_WITHIN: Duration = Duration::from_secs(1);
+
+/// For so long, hints are gathered before what they are about is looked at.
+const HINT_GAP: Duration = Duration::from_millis(10);
 
 /// How often a following clock is set.
 const FOLLOW_EVERY: Duration = Duration::from_secs(30);
@@ -91,11 +95,15 @@ pub async fn drop_stale(dispatch: Arc<Dispatch>, store: Arc<dyn Store>) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut unaccounted = Vec::new();
     loop {
-        let at_a_tick = tokio::select! {
-            _ = ticks.tick() => true,
-            () = dispatch.hinted.notified() => false,
+        let (at_a_tick, leases) = tokio::select! {
+            _ = ticks.tick() => (true, dispatch.running().iter().map(|running| running.lease.clone()).collect()),
+            () = dispatch.hinted.more() => {
+                // A turn that says much is hinted at as often; one look is enough for a while.
+                tokio::time::sleep(HINT_GAP).await;
+                (false, dispatch.hinted.take())
+            }
         };
-        let leases: Vec<_> = dispatch.running().into_iter().map(|running| running.lease.clone()).collect();
+        let leases: Vec<Lease> = leases;
         if !leases.is_empty() {
             match store.stale(&leases).await {
                 Ok(stale) => {

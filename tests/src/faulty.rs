@@ -107,13 +107,12 @@ impl Faulty {
         }
     }
 
-    /// What a batch may have changed for others.
-    fn tell(&self, turns: Vec<TurnId>) {
-        if let Some(hints) = &self.hints {
-            let _ = hints.send(Hint::Ready);
-            for turn in turns {
-                let _ = hints.send(Hint::Turn(turn));
-            }
+    /// What a batch may have changed for others. It comes back to this replica, too, as from any database.
+    fn tell(&self, turns: Vec<TurnId>, ready: bool) {
+        let Some(hints) = &self.hints else { return };
+        let ready = ready.then_some(Hint::Ready);
+        for hint in ready.into_iter().chain(turns.into_iter().map(Hint::Turn)) {
+            let _ = hints.send(hint);
         }
     }
 }
@@ -122,8 +121,9 @@ impl Faulty {
 impl Store for Faulty {
     async fn write(&self, batch: Vec<Write>, now: Timestamp) -> Result<Vec<Written>> {
         let turns = batch.iter().filter_map(turn_of).collect();
+        let ready = batch.iter().any(|write| matches!(write, Write::Accept(_) | Write::Commit(_) | Write::Requeue(_)));
         let written = self.through(Call::Write, self.store.write(batch, self.now(now))).await;
-        self.tell(turns);
+        self.tell(turns, ready);
         written
     }
 
