@@ -47,6 +47,10 @@ mod keys;
 
 mod inspect;
 
+mod status;
+
+mod doctor;
+
 mod compile_module;
 
 pub use error::CliError;
@@ -104,6 +108,10 @@ enum Command {
     Keys(keys::Args),
     /// Say what a module imports, exports and needs, and whether this host would accept it
     Inspect(inspect::Args),
+    /// Show replicas and queues, from the database directly
+    Status(status::Args),
+    /// Look for what would keep a host from working well
+    Doctor(doctor::Args),
     /// Compile a module for the host that started this process
     #[command(hide = true)]
     CompileModule(compile_module::Args),
@@ -127,6 +135,8 @@ impl Cli {
             Command::Orgs(args) => orgs::run(args, output).await,
             Command::Keys(args) => keys::run(args, output).await,
             Command::Inspect(args) => inspect::run(args, output).await,
+            Command::Status(args) => status::run(args, output).await,
+            Command::Doctor(args) => doctor::run(args, output).await,
             Command::CompileModule(args) => compile_module::run(args),
         }
     }

@@ -310,6 +310,37 @@ fn orgs_and_keys_are_made_on_the_database_beside_a_running_host() {
 }
 
 #[test]
+fn status_and_doctor_say_how_it_stands_beside_a_running_host_and_without_one() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let data_dir = dir.path().join("data");
+    let on = |command: &str| run(&[command, "--json", "--data-dir", text(&data_dir)]);
+    let mut host = Program::serve(&data_dir, "127.0.0.1:0", &[]);
+    host.ready().expect("it is ready");
+    let status = on("status").json();
+    assert_eq!(status["store"], "sqlite");
+    assert_eq!((&status["running"], &status["ready"], &status["lag_ms"]), (&json!(0), &json!(0), &json!(null)));
+    let replicas = status["replicas"].as_array().expect("a list");
+    assert_eq!((replicas.len(), &replicas[0]["state"]), (1, &json!("live")), "{status}");
+    let told = run(&["status", "--data-dir", text(&data_dir)]);
+    assert!(told.stdout.contains("0 running, 0 ready") && told.stdout.contains("LEASE"), "{told:?}");
+    let healthy = |ran: turnhouse_tests::program::Ran| {
+        let found = ran.json();
+        assert_eq!(found["healthy"], true, "{found}");
+        let findings = found["findings"].as_array().expect("a list").clone();
+        let what: Vec<_> = findings.iter().map(|finding| finding["what"].as_str().expect("a word")).collect();
+        assert!(["machine", "disk", "schema", "journal"].iter().all(|word| what.contains(word)), "{what:?}");
+    };
+    healthy(on("doctor"));
+    assert!(host.terminate().success());
+    assert_eq!(on("status").json()["replicas"][0]["state"], "ended");
+    healthy(on("doctor"));
+    std::fs::write(data_dir.join("turnhouse.db"), b"no database at all, however one looks at it").expect("damage");
+    let ran = on("doctor");
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(ran.stdout.contains("\"bad\"") && ran.stderr.contains("bad"), "{ran:?}");
+}
+
+#[test]
 fn a_data_directory_that_another_host_uses_is_refused() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let data_dir = dir.path().join("data");

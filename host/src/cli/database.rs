@@ -50,8 +50,12 @@ impl DataArgs {
 
     /// Opens the database for administration: also while its host is running.
     pub async fn open(&self) -> Result<Arc<dyn Store>> {
-        let config = load_config(self.config_file().as_deref(), self.overrides())?;
-        open(&config).await
+        open(&self.load()?).await
+    }
+
+    /// The configuration, as a host would have it.
+    pub fn load(&self) -> Result<Config> {
+        load_config(self.config_file().as_deref(), self.overrides())
     }
 }
 

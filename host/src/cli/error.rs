@@ -43,6 +43,16 @@ impl CliError {
         self
     }
 
+    /// What happened.
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// What to do about it; empty when nothing is known.
+    pub fn advice(&self) -> &str {
+        self.help.as_deref().unwrap_or_default()
+    }
+
     /// On stderr.
     pub fn print(&self) {
         use std::io::Write as _;

@@ -39,7 +39,7 @@ pub fn install_logs(format: Option<LogFormat>) -> Result {
 }
 
 /// What the kernel allows this process.
-fn this_machine() -> Machine {
+pub fn this_machine() -> Machine {
     use rustix::process::{Resource, getrlimit};
     let maps = std::fs::read_to_string("/proc/sys/vm/max_map_count");
     Machine {
