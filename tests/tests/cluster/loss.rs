@@ -49,13 +49,15 @@ async fn r2_a_replica_that_cannot_reach_the_store_steps_down_before_others_take_
         let dispatch = cluster.replicas[0].host.dispatch.clone();
         let id = turn.id.parse().expect("an id");
         eventually("its guest stops", async || {
-            dispatch.tracked(id).is_none_or(|running| running.control.stopped().is_some())
+            let taken = cluster.replicas[1].host.dispatch.tracked(id).is_some();
+            let stopped = dispatch.tracked(id).is_none_or(|running| running.control.stopped().is_some());
+            assert!(stopped || !taken, "two replicas run it at once");
+            stopped
         })
         .await;
         let stopped = cut.elapsed();
         eventually("another takes it over", async || cluster.replicas[1].host.dispatch.tracked(id).is_some()).await;
         println!("{network:?}: stopped after {stopped:?}, taken over after {:?}", cut.elapsed());
-        assert!(stopped < cut.elapsed(), "nobody else runs it before");
         assert!(cut.elapsed() >= TTL - Duration::from_millis(600), "it was not given up early: {:?}", cut.elapsed());
         cluster.network(0, Network::Fine);
         // Its reader has stayed, and hears of the rest.
