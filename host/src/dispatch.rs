@@ -311,7 +311,7 @@ impl Dispatch {
                 live.flush(&self.journal);
             }
             // Its guest goes on until it is given back, and its reply is as good as ever. After that nobody asks for it.
-            let _ = tokio::time::timeout(Duration::from_millis(HAND_BACK_MS / 3), self.give_back(&running)).await;
+            let _ = tokio::time::timeout(Duration::from_millis(HAND_BACK_MS / 3), self.give_back(&running, 0)).await;
             self.lost(&running.lease);
         });
         futures_util::future::join_all(give_back).await;
@@ -320,9 +320,10 @@ impl Dispatch {
         }
     }
 
-    /// Back to the queue, as if it had never been claimed: until that is written, or its guest is stopped by somebody who knows better.
-    pub async fn give_back(&self, running: &Running) {
-        let requeue = Requeue { lease: running.lease.clone(), delay_ms: 0 };
+    /// Back to the queue, not before `delay_ms` from now, as if it had never been claimed: tried until that is written, or its guest is stopped by
+    /// somebody who knows better.
+    pub async fn give_back(&self, running: &Running, delay_ms: u64) {
+        let requeue = Requeue { lease: running.lease.clone(), delay_ms };
         loop {
             let requeued = tokio::select! {
                 requeued = self.journal.requeue(requeue.clone()) => requeued,

@@ -56,7 +56,7 @@ async fn step_through(dispatch: &Arc<Dispatch>, claimed: Claimed, running: &Runn
     }
     if !dispatch.may_run(running) {
         // The claim was in flight when the drain began, or the incarnation that it was for has stepped down.
-        return dispatch.give_back(running).await;
+        return dispatch.give_back(running, 0).await;
     }
     let grant = match gate::decide(&claimed.envelope) {
         Ok(grant) => grant,
@@ -76,7 +76,8 @@ async fn step_through(dispatch: &Arc<Dispatch>, claimed: Claimed, running: &Runn
         Err(Unprepared::Failed(failure)) => return dispatch.fail(lease, failure).await,
         Err(Unprepared::Store(error)) => {
             tracing::warn!(turn = %lease.turn, %error, "a turn could not be prepared and goes back");
-            return dispatch.give_back(running).await;
+            // Whoever claims it next asks the same store: not as fast as it can say no.
+            return dispatch.give_back(running, dispatch.limits.backoff_ms).await;
         }
     };
     let own = &prepared.agent.settings.limits;
