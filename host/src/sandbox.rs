@@ -6,7 +6,7 @@
 //! ```text
 //! wasm ──inspect──► ──compile──► Worker ──run(Job)──► Store, instance, `_start` ──► Finished
 //!        inspect.rs   compiler.rs         run.rs      guest.rs, host_calls/, stdio.rs  outcome.rs
-//!                     cache.rs, load.rs               operations/, limiter.rs, private_dir/
+//!                     bulk.rs, cache.rs, load.rs      operations/, limiter.rs, private_dir/
 //! ```
 //! Guests run on a runtime of their own, whose threads give way to the gateway's; nothing of theirs runs anywhere else.
 
@@ -21,6 +21,8 @@ mod ticker;
 mod inspect;
 
 mod module;
+
+mod bulk;
 
 pub mod compiler;
 

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use wasmtime::Engine;
 
+use super::bulk;
 use crate::ids::OrgId;
 
 /// Where compiled modules are kept.
@@ -232,5 +233,6 @@ fn compatibility(engine: &Engine) -> [u8; 32] {
     }
     let mut hasher = Sha256Hasher(Sha256::new());
     engine.precompile_compatibility_hash().hash(&mut hasher);
+    hasher.0.update([bulk::REVISION]);
     hasher.0.finalize().into()
 }

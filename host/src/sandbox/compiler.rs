@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 use wasmtime::Engine;
 
+use super::bulk;
 use super::engine::{self, Allocator};
 use super::inspect::{ModuleRefusal, features};
 use crate::limits::Limits;
@@ -52,8 +53,9 @@ pub(super) fn compile_here(engine: &Engine, wasm: &[u8]) -> Result<Vec<u8>, Modu
             "the module is not valid: {reason}; build it for wasm32-wasip1 without newer proposals"
         ))
     })?;
+    let wasm = bulk::in_pieces(wasm).map_err(|error| ModuleRefusal::Invalid(shown(error.to_string())))?;
     // What is valid and still refused is over a limit of the compiler.
-    engine.precompile_module(wasm).map_err(|error| {
+    engine.precompile_module(&wasm).map_err(|error| {
         let reason = shown(format!("{error:#}"));
         ModuleRefusal::TooComplex(format!("the module is more than this host compiles: {reason}; link less into it"))
     })
