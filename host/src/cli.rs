@@ -29,6 +29,8 @@ mod new;
 
 mod deploy;
 
+mod rollback;
+
 mod chat;
 
 mod agents;
@@ -92,6 +94,8 @@ enum Command {
     New(new::Args),
     /// Upload a worker and point an agent at it
     Deploy(deploy::Args),
+    /// Point an agent back at an older version of its worker
+    Rollback(rollback::Args),
     /// Talk to an agent
     Chat(chat::Args),
     /// List, show, set and delete agents
@@ -127,6 +131,7 @@ impl Cli {
             Command::Run(args) => run::run(args, output).await,
             Command::New(args) => new::run(args, output),
             Command::Deploy(args) => deploy::run(args, output).await,
+            Command::Rollback(args) => rollback::run(args, output).await,
             Command::Chat(args) => chat::run(args, output).await,
             Command::Agents(args) => agents::run(args, output).await,
             Command::Workers(args) => workers::run(args, output).await,

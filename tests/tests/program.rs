@@ -246,6 +246,17 @@ fn dev_prints_one_line_when_it_is_ready_and_the_commands_work_on_it() {
     assert!(host.terminate().success());
     let mut again = Program::spawn(&mut command(&arguments));
     assert_eq!(again.ready().expect("a line of JSON")["api_key"], key);
+    // And going back is one command, which says what it did.
+    let ran = say(&["rollback", "echo"], "");
+    assert!(ran.code == 0 && ran.stdout.contains("agent echo runs echo version 1; it ran version 2"), "{ran:?}");
+    assert_eq!(say(&["chat", "echo"], "again\n").stdout, "again\n");
+    failed(&say(&["rollback", "echo"], ""), 1, &["no older one", "turnhouse workers show echo"]);
+    failed(&say(&["rollback", "echo", "--to", "3"], ""), 1, &["worker echo has no version 3"]);
+    failed(&say(&["rollback", "nobody"], ""), 1, &["there is no agent nobody", "turnhouse agents list"]);
+    let ran = say(&["rollback", "echo", "--to", "2", "--json"], "").json();
+    assert_eq!((&ran["agent"]["version"], &ran["version_before"]), (&json!(2), &json!(1)), "{ran}");
+    assert_eq!(ran["agent"]["default"], true, "its other settings stay: {ran}");
+    failed(&say(&["rollback", "echo", "--to", "2"], ""), 1, &["version 2 already"]);
     assert!(again.terminate().success());
 }
 

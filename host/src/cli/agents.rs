@@ -66,7 +66,7 @@ pub struct Change {
     /// The worker that it runs; needed for a new agent
     #[arg(long)]
     pub worker: Option<WorkerName>,
-    /// The worker's version; the newest when --worker is given alone. An older one rolls back
+    /// The worker's version; the newest when --worker is given alone. `turnhouse rollback` goes back by one
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub version: Option<u32>,
     /// Conversations that name no agent get this one
@@ -157,7 +157,7 @@ impl Change {
 }
 
 /// An agent's settings out of its resource. What the host adds is named here, so that a setting which this program does not know goes back as it came.
-fn settings_of(agent: Value) -> Map<String, Value> {
+pub fn settings_of(agent: Value) -> Map<String, Value> {
     const ADDED: &[&str] = &["id", "revision", "created_at", "updated_at", "links"];
     let Value::Object(mut settings) = agent else { return Map::new() };
     settings.retain(|name, value| !ADDED.contains(&name.as_str()) && !value.is_null());
