@@ -154,6 +154,25 @@ fn inspect_says_of_every_module_whether_this_host_would_run_it() {
 }
 
 #[test]
+fn inspect_names_the_import_or_the_export_that_is_wrong() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    for (name, says) in [
+        ("unknown_import", &["module_import_unknown", "launch_missiles"][..]),
+        ("unknown_import_module", &["module_import_unknown", "emscripten_notify_memory_growth"]),
+        ("import_wrong_type", &["module_import_unknown", "abi_revision"]),
+        ("no_start", &["module_not_command", "_start"]),
+        ("start_not_a_function", &["module_not_command", "_start"]),
+        ("start_wrong_type", &["module_not_command", "_start"]),
+        ("no_memory", &["module_not_command", "memory"]),
+        ("initialize_present", &["module_not_command", "_initialize"]),
+    ] {
+        let file = dir.path().join(format!("{name}.wasm"));
+        std::fs::write(&file, wat::parse_str(turnhouse_workers::wat(name)).expect("it is wat")).expect("it is written");
+        failed(&run(&["inspect", text(&file)]), 1, says);
+    }
+}
+
+#[test]
 fn dev_prints_one_line_when_it_is_ready_and_the_commands_work_on_it() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let data_dir = dir.path().join("data");
@@ -227,6 +246,17 @@ fn dev_prints_one_line_when_it_is_ready_and_the_commands_work_on_it() {
     assert_eq!(deployed["worker"]["version"], 2, "{deployed}");
     let ran = say(&["chat", "echo"], "now\n");
     failed(&ran, 1, &["worker_trapped"]);
+    // And going back is one command, which says what it did.
+    let ran = say(&["rollback", "echo"], "");
+    assert!(ran.code == 0 && ran.stdout.contains("agent echo runs echo version 1; it ran version 2"), "{ran:?}");
+    assert_eq!(say(&["chat", "echo"], "again\n").stdout, "again\n");
+    failed(&say(&["rollback", "echo"], ""), 1, &["no older one", "turnhouse workers show echo"]);
+    failed(&say(&["rollback", "echo", "--to", "3"], ""), 1, &["worker echo has no version 3"]);
+    failed(&say(&["rollback", "nobody"], ""), 1, &["there is no agent nobody", "turnhouse agents list"]);
+    let ran = say(&["rollback", "echo", "--to", "2", "--json"], "").json();
+    assert_eq!((&ran["agent"]["version"], &ran["version_before"]), (&json!(2), &json!(1)), "{ran}");
+    assert_eq!(ran["agent"]["default"], true, "its other settings stay: {ran}");
+    failed(&say(&["rollback", "echo", "--to", "2"], ""), 1, &["version 2 already"]);
     let ran = say(&["deploy", &guest("echo"), "--worker", "no/slash"], "");
     assert_eq!(ran.code, 2, "{ran:?}");
     for list in [&["agents", "list"][..], &["workers", "list"], &["conversations", "list", "slow_reply"]] {
@@ -246,17 +276,6 @@ fn dev_prints_one_line_when_it_is_ready_and_the_commands_work_on_it() {
     assert!(host.terminate().success());
     let mut again = Program::spawn(&mut command(&arguments));
     assert_eq!(again.ready().expect("a line of JSON")["api_key"], key);
-    // And going back is one command, which says what it did.
-    let ran = say(&["rollback", "echo"], "");
-    assert!(ran.code == 0 && ran.stdout.contains("agent echo runs echo version 1; it ran version 2"), "{ran:?}");
-    assert_eq!(say(&["chat", "echo"], "again\n").stdout, "again\n");
-    failed(&say(&["rollback", "echo"], ""), 1, &["no older one", "turnhouse workers show echo"]);
-    failed(&say(&["rollback", "echo", "--to", "3"], ""), 1, &["worker echo has no version 3"]);
-    failed(&say(&["rollback", "nobody"], ""), 1, &["there is no agent nobody", "turnhouse agents list"]);
-    let ran = say(&["rollback", "echo", "--to", "2", "--json"], "").json();
-    assert_eq!((&ran["agent"]["version"], &ran["version_before"]), (&json!(2), &json!(1)), "{ran}");
-    assert_eq!(ran["agent"]["default"], true, "its other settings stay: {ran}");
-    failed(&say(&["rollback", "echo", "--to", "2"], ""), 1, &["version 2 already"]);
     assert!(again.terminate().success());
 }
 
@@ -482,6 +501,31 @@ async fn a_second_signal_ends_at_once_and_loses_nothing() {
     assert_eq!(ended.and_then(|status| status.code()), Some(1));
     let (host, url) = serve(&data_dir, &[]);
     assert_eq!(Client::new(&url, &ann.key).turn(&turn.id).completed().await, "3000");
+    assert!(tokio::task::spawn_blocking(move || host.terminate()).await.expect("no panic").success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_turn_keeps_its_version_over_its_attempts_also_when_its_agent_was_moved() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let data_dir = dir.path().join("data");
+    let (mut host, ann) = with_slow_reply(&data_dir, &[]).await;
+    let turn = ann.say("slow_reply", "c-1", "3000").await;
+    let behind = ann.say("slow_reply", "c-1", "hello").await;
+    turn.reaches("running").await;
+    let (status, version) = ann.upload("slow_reply", turnhouse_workers::bytes("echo")).await;
+    assert_eq!((status, &version["version"]), (StatusCode::CREATED, &json!(2)), "{version}");
+    ann.set_agent("slow_reply", "slow_reply", json!({ "version": 2 })).await;
+    assert_eq!(turn.get().await["state"], "running");
+    host.kill();
+
+    let (host, url) = serve(&data_dir, &[]);
+    let again = Client::new(&url, &ann.key);
+    let turn = again.turn(&turn.id);
+    assert_eq!(turn.completed().await, "3000");
+    let ended = turn.get().await;
+    assert_eq!((&ended["attempt"], &ended["version"]), (&json!(2), &json!(1)), "{ended}");
+    let behind = again.turn(&behind.id);
+    assert_eq!((behind.completed().await.as_str(), &behind.get().await["version"]), ("hello", &json!(2)));
     assert!(tokio::task::spawn_blocking(move || host.terminate()).await.expect("no panic").success());
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use turnhouse_tests::{Client, Tables, TestHost, eventually};
 
@@ -509,5 +509,30 @@ async fn a_running_turn_keeps_its_version_and_the_next_has_the_new_one() {
     ann.set_agent("agent", "slow_reply", json!({ "version": 2 })).await;
     assert_eq!((running.completed().await.as_str(), &running.get().await["version"]), ("600", &json!(1)));
     assert_eq!((waiting.completed().await.as_str(), &waiting.get().await["version"]), ("hello", &json!(2)));
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_is_not_deleted_while_a_turn_lives_that_has_started_with_it() {
+    let host = TestHost::start().await;
+    let ann = host.member("acme", "ann", "admin").await;
+    ann.deploy_as("slow_reply", "agent", json!({})).await;
+    ann.deploy("echo").await;
+    let running = ann.say("agent", "c-1", "60000").await;
+    running.reaches("running").await;
+    let delete = async || ann.call(Method::DELETE, "/v1/workers/slow_reply").await;
+    let in_use = |(status, problem): (StatusCode, Value), by: &str| {
+        assert_eq!((status, &problem["code"]), (StatusCode::CONFLICT, &json!("worker_in_use")), "{problem}");
+        assert!(problem["detail"].as_str().expect("a detail").contains(by), "{problem}");
+    };
+    in_use(delete().await, "agent agent");
+    // Its agent runs another by now; the turn's version is still the one with which it started.
+    ann.set_agent("agent", "echo", json!({})).await;
+    in_use(delete().await, "a live turn");
+    running.cancel().await;
+    assert_eq!(running.ended().await["state"], "cancelled");
+    assert_eq!(delete().await.0, StatusCode::NO_CONTENT);
+    assert_eq!(delete().await.0, StatusCode::NOT_FOUND);
+    assert_eq!(ann.say("agent", "c-1", "hi").await.completed().await, "hi");
     host.stop().await;
 }
