@@ -230,6 +230,69 @@ async fn no_path_leads_out_of_the_directory() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_root_stays_and_only_files_directories_and_links_are_made() {
+    let host = host().await;
+    let ann = keeper(&host, "acme").await;
+    let made =
+        does(&ann, "c-1", &["write notes mine", "mkdir d", "write d/deep mine", "link notes d/hard", "symlink d s"]);
+    assert!(made.await.iter().all(|line| line == "ok"));
+    let tried = does(
+        &ann,
+        "c-1",
+        &[
+            "rename notes /",
+            "rename notes .",
+            "rename notes d/..",
+            "rename d /",
+            "rename d .",
+            "rename d d/inside",
+            "rename / away",
+            "rename . away",
+            "rename d/.. d/away",
+            "rename s/.. away",
+            "rename notes s/../../notes",
+            "rmdir /",
+            "rmdir .",
+            "rmdir d/..",
+            "remove /",
+            "remove .",
+            "link / root",
+            "link d hard",
+            "link . d/root",
+            "link notes /",
+            "symlink x /",
+            "symlink x .",
+            "write / x",
+            "write . x",
+            "write d/../../notes x",
+            "size / 0",
+            "mkdir /",
+            "mkdir .",
+            "rename notes /dev/null",
+            "read /proc/self/environ",
+            "read /dev/stdin",
+        ],
+    )
+    .await;
+    assert!(tried.iter().all(|line| line.starts_with("errno")), "{tried:?}");
+    assert_eq!(
+        does(&ann, "c-1", &["list", "read notes", "read s/deep", "read d/hard", "append notes !", "read d/hard"]).await,
+        ["[d notes s]", "mine", "mine", "mine", "ok", "mine!"]
+    );
+    let odd = |path: &Path| !(path.is_symlink() || path.is_file() || path.is_dir());
+    let mut todo = places(&host);
+    while let Some(place) = todo.pop() {
+        for path in std::fs::read_dir(&place).expect("a directory").flatten().map(|entry| entry.path()) {
+            assert!(!odd(&path), "{}", path.display());
+            if path.is_dir() && !path.is_symlink() {
+                todo.push(path);
+            }
+        }
+    }
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn o1_links_that_one_turn_leaves_lead_the_next_nowhere() {
     let host = host().await;
     let ann = keeper(&host, "acme").await;
