@@ -200,16 +200,6 @@ impl LiveTurns {
         drop(state);
         live.room.notify_waiters();
     }
-
-    /// How many turns are live here.
-    pub fn len(&self) -> usize {
-        self.turns.len()
-    }
-
-    /// Whether none is.
-    pub fn is_empty(&self) -> bool {
-        self.turns.is_empty()
-    }
 }
 
 impl LiveTurn {
