@@ -14,15 +14,15 @@ mod throughput;
 mod waiting;
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use serde_json::json;
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 
-use crate::api::{Api, message, turns_path};
+use crate::api::{self, Api, message, turns_path};
 use crate::host::{Host, Start};
 use crate::load::{Answer, Load, Requests, request};
 use crate::setup::{self, Built, Profile};
@@ -133,6 +133,28 @@ struct Running {
 }
 
 impl Running {
+    /// Runs a command of the program, as an operator would beside a host; what it prints as JSON.
+    async fn command(&self, arguments: &[&str]) -> Result<Value> {
+        let mut command = tokio::process::Command::new(&self.start.program);
+        command.arg("--json").args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+        let output = command.output().await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`turnhouse {}` ended with {}\n{said}", arguments[0], output.status);
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// Another org on this host, that has deployed a module; it is its agent's name, too.
+    async fn neighbour(&self, org: &str, module: &Path) -> Result<Api> {
+        let data_dir = self.start.data_dir.to_str().context("the data directory's path is not UTF-8")?;
+        let module = module.to_str().context("the module's path is not UTF-8")?;
+        self.command(&["orgs", "create", org, "--data-dir", data_dir]).await?;
+        let owner = ["--user", "owner", "--scopes", "admin", "--data-dir", data_dir];
+        let key = self.command(&[&["keys", "create", "--org", org], &owner[..]].concat()).await?;
+        let api = Api { address: self.api.address, key: api::text(&key, "/api_key")?.to_owned() };
+        self.command(&["deploy", module, "--url", &self.host.url, "--api-key", &api.key]).await?;
+        Ok(api)
+    }
+
     /// Adds the host's own words to an error of its row.
     fn blame<T>(&self, result: Result<T>) -> Result<T> {
         result.map_err(|error| {
@@ -143,10 +165,7 @@ impl Running {
 
     /// Clients that each hold a conversation of their own with `agent` and read every turn to its end.
     fn conversations(&self, agent: &str, label: &str, clients: usize, measured: Duration) -> Load {
-        let prebuilt: Vec<Vec<u8>> =
-            (0..clients).map(|client| turn_request(&self.api, agent, &format!("{label}-{client}"))).collect();
-        let requests: Requests = Rc::new(move |client, _, out: &mut Vec<u8>| out.extend_from_slice(&prebuilt[client]));
-        Load::new(self.api.address, clients, measured, Answer::Event("turn.completed"), requests)
+        conversations(&self.api, agent, label, clients, measured)
     }
 
     /// One client that asks `/healthz` again and again, with a short rest.
@@ -157,6 +176,13 @@ impl Running {
         load.pause = Duration::from_millis(2);
         load
     }
+}
+
+fn conversations(api: &Api, agent: &str, label: &str, clients: usize, measured: Duration) -> Load {
+    let prebuilt: Vec<Vec<u8>> =
+        (0..clients).map(|client| turn_request(api, agent, &format!("{label}-{client}"))).collect();
+    let requests: Requests = Rc::new(move |client, _, out: &mut Vec<u8>| out.extend_from_slice(&prebuilt[client]));
+    Load::new(api.address, clients, measured, Answer::Event("turn.completed"), requests)
 }
 
 /// Submits a short message; the answer is the turn's stream.

@@ -18,6 +18,8 @@ async fn a_guest_that_loops_is_ended_by_its_cpu_time_wherever_it_loops() {
             Hostile::new("fill_memory", "go", "cpu_timeout"),
             Hostile::new("copy_memory", "go", "cpu_timeout"),
             Hostile::new("fill_table", "go", "cpu_timeout"),
+            Hostile::new("bulk", "fill", "cpu_timeout"),
+            Hostile::new("bulk", "copy", "cpu_timeout"),
             Hostile::new("huge_text", "go", "cpu_timeout"),
             Hostile::new("huge_text", "reply", "cpu_timeout"),
             Hostile::new("huge_text", "call", "cpu_timeout"),
