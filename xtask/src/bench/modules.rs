@@ -1,5 +1,6 @@
-//! Many deployed modules on one host: what they cost in memory, and how soon the first turn of one comes from the cache on disk after a restart.
+//! Many deployed modules on one host: what they cost in memory, below and beyond the number that a host holds at once, and how soon the first turn of one comes from the cache on disk after a restart.
 
+use std::ops::Range;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Instant;
@@ -16,11 +17,31 @@ use crate::load::Histogram;
 const MIB: f64 = 1024.0 * 1024.0;
 /// Deploys at once: a compiler each.
 const AT_ONCE: usize = 2;
+/// Modules that a host holds in memory at once, the ones that it has by itself among them (`SandboxConfig::workers_loaded_max`).
+const LOADED_MAX: usize = 512;
+const FLAT: &str = "memory, twice the bound ÷ at the bound";
+
+/// So many modules, and what the host's memory is then called.
+struct Step {
+    modules: usize,
+    figure: &'static str,
+}
+
+/// Half of the modules that are held, as many, and twice as many.
+const STEPS: &[Step] = &[
+    Step { modules: LOADED_MAX / 2, figure: "memory, 256" },
+    Step { modules: LOADED_MAX, figure: "memory, 512 (the bound)" },
+    Step { modules: 1_000, figure: "memory, 1 000" },
+];
+const STEPS_QUICK: &[Step] = &[Step { modules: 25, figure: "memory, 25" }, Step { modules: 50, figure: "memory, 50" }];
+
 /// First turns that are timed.
 const FIRST_TURNS: usize = 100;
 
 pub async fn run(bench: &mut Bench) -> Result<()> {
-    let (count, row) = if bench.quick { (50, "modules, 50 deployed") } else { (1_000, "modules, 1000 deployed") };
+    let (steps, row) =
+        if bench.quick { (STEPS_QUICK, "modules, 50 deployed") } else { (STEPS, "modules, 1000 deployed") };
+    let count = steps.last().expect("a step").modules;
     if !bench.wants(row) {
         return Ok(());
     }
@@ -29,13 +50,29 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
     let wasm = std::fs::read(bench.built.guest("echo")?)?;
     let scratch = tempfile::tempdir()?;
     let before = running.host.memory()?.held;
+    bench.report.add(row, "memory, none", "MiB", before as f64 / MIB);
     let begun = Instant::now();
-    let deployed = deploy_all(&bench.built.program, &running, &wasm, scratch.path(), count).await;
-    running.blame(deployed)?;
-    bench.report.add(row, "deploys", "modules/s", count as f64 / begun.elapsed().as_secs_f64());
-    let after = running.host.memory()?.held;
-    bench.report.add(row, "memory, each", "KiB", after.saturating_sub(before) as f64 / 1024.0 / count as f64);
-    bench.report.add(row, "memory, all", "MiB", after as f64 / MIB);
+    let mut held = Vec::new();
+    let mut deployed = 0;
+    for step in steps {
+        let batch = deployed..step.modules;
+        let done = deploy_all(&bench.built.program, &running, &wasm, scratch.path(), batch.clone()).await;
+        running.blame(done)?;
+        // Each has its turn, so that it is not merely deployed.
+        for at in batch {
+            first_turn(&running.api, &name(at)).await?;
+        }
+        deployed = step.modules;
+        held.push(running.host.memory()?.held);
+        bench.report.add(row, step.figure, "MiB", *held.last().expect("just pushed") as f64 / MIB);
+    }
+    bench.report.add(row, "deploys, each with a turn", "modules/s", count as f64 / begun.elapsed().as_secs_f64());
+    if let [_, bound, beyond] = held[..] {
+        let each = bound.saturating_sub(before) as f64 / 1024.0 / LOADED_MAX as f64;
+        bench.report.add(row, "memory, each that is loaded", "KiB", each);
+        bench.report.add(row, FLAT, "×", beyond as f64 / bound as f64);
+        bench.report.goal(row, FLAT, Goal::AtMost(1.1));
+    }
 
     running.host.stop().await?;
     running.host = running.start.run().await?;
@@ -59,9 +96,9 @@ fn name(at: usize) -> String {
 }
 
 /// The same program so many times, each with a section of its own, so that each is another module.
-async fn deploy_all(program: &Path, running: &Running, wasm: &[u8], scratch: &Path, count: usize) -> Result<()> {
+async fn deploy_all(program: &Path, running: &Running, wasm: &[u8], scratch: &Path, which: Range<usize>) -> Result<()> {
     let mut deploys = JoinSet::new();
-    for at in 0..count {
+    for at in which {
         if deploys.len() == AT_ONCE {
             deploys.join_next().await.context("nothing runs")???;
         }
