@@ -26,6 +26,9 @@ pub struct Config {
     pub database_url: Option<DatabaseUrl>,
     /// Connections to PostgreSQL at most. None is held while a guest runs, so a few serve any number of turns.
     pub database_connections: u32,
+    /// The same database past any pooler: over one connection there the hosts hear of each other's writes at once. Needed only where `database_url` is a
+    /// pooler's.
+    pub database_listen_url: Option<DatabaseUrl>,
     /// Under which clients reach this host; for links in messages.
     pub public_url: Option<String>,
     /// Memory for the whole host, bytes. When set, `limits.host_running_max` and `keep_resident_bytes` follow from it.
@@ -75,6 +78,7 @@ impl Default for Config {
             data_dir: PathBuf::from("turnhouse-data"),
             database_url: None,
             database_connections: 10,
+            database_listen_url: None,
             public_url: None,
             memory_budget_bytes: None,
             keep_resident_bytes: 256 * 1024,

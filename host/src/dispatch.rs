@@ -352,10 +352,7 @@ impl Dispatch {
             held.into_iter().filter(|lease| !is_run(lease)).partition(|lease| known.contains(lease));
         for lease in settled {
             tracing::warn!(turn = %lease.turn, "the answer to a claim was lost; its turn goes back");
-            self.journal
-                .requeue(Requeue { lease, delay_ms: 0 })
-                .await
-                .map_err(StoreError::from)?;
+            self.journal.requeue(Requeue { lease, delay_ms: 0 }).await.map_err(StoreError::from)?;
         }
         Ok(unknown)
     }

@@ -98,6 +98,11 @@ impl LiveTurns {
         self.turns.get(&turn).map(|live| live.clone())
     }
 
+    /// Whether no turn is live here.
+    pub fn is_empty(&self) -> bool {
+        self.turns.is_empty()
+    }
+
     /// A turn that is being accepted: its log begins here.
     pub fn accept(&self, org: &OrgId, accepted: Event, turn: TurnId) -> Arc<LiveTurn> {
         let live = Arc::new(LiveTurn::new(org.clone(), turn));

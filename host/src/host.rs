@@ -73,6 +73,8 @@ impl Host {
                 let options = PostgresOptions {
                     snapshots_kept,
                     connections: config.database_connections,
+                    hints: true,
+                    listen_url: config.database_listen_url.as_ref().map(|url| url.as_str().to_owned()),
                     ..PostgresOptions::new(url.as_str())
                 };
                 Arc::new(PostgresStore::open(options).await?)

@@ -22,8 +22,10 @@ use crate::clock::Timestamp;
 mod catalog;
 mod conversations;
 mod facade;
+mod hints;
 mod keys;
 mod reads;
+mod standing;
 mod sweep;
 mod writer;
 
@@ -99,12 +101,23 @@ pub struct PostgresOptions {
     pub connections: u32,
     /// Where the time comes from.
     pub clock: Clock,
+    /// Whether other hosts are told what is written, and heard.
+    pub hints: bool,
+    /// The same database past any pooler, for hearing the other hosts: `url` where that is no pooler's.
+    pub listen_url: Option<String>,
 }
 
 impl PostgresOptions {
     /// The usual bounds on this database.
     pub fn new(url: impl Into<String>) -> PostgresOptions {
-        PostgresOptions { url: url.into(), snapshots_kept: 10, connections: 10, clock: Clock::Database }
+        PostgresOptions {
+            url: url.into(),
+            snapshots_kept: 10,
+            connections: 10,
+            clock: Clock::Database,
+            hints: false,
+            listen_url: None,
+        }
     }
 }
 
@@ -139,6 +152,7 @@ pub struct PostgresStore {
     /// that opened it. Anybody else who got it from a pool would wait for that thread's next batch.
     journal: tokio::sync::Mutex<Option<(PgConnection, Instant)>>,
     connect: PgConnectOptions,
+    hints: Option<hints::Hints>,
 }
 
 /// A statement with its values.
@@ -147,19 +161,7 @@ type Asked<'q> = Query<'q, Postgres, PgArguments>;
 impl PostgresStore {
     /// Connects, brings the schema up to date, or says what is in the way.
     pub async fn open(options: PostgresOptions) -> Result<PostgresStore> {
-        let (url, said_pooled) = without_pooler(&options.url);
-        // The parser's error is left out: it might repeat parts of the URL.
-        let read = ["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
-        let read = read.then(|| PgConnectOptions::from_str(&url).ok()).flatten();
-        let base = read.ok_or_else(|| {
-            StoreError::Unavailable(
-                "the database's URL cannot be read; write postgres://user:password@host:5432/database, with special characters of the \
-                 password percent-encoded"
-                    .to_owned(),
-            )
-        })?;
-        let base = base.extra_float_digits(None).disable_statement_logging();
-        let base = if base.get_application_name().is_some() { base } else { base.application_name("turnhouse") };
+        let (base, said_pooled) = read_url(&options.url)?;
         let (mut connection, route, connect) = connect(base, said_pooled).await?;
         let opened = async {
             check_server(&connect, &mut connection).await?;
@@ -184,7 +186,14 @@ impl PostgresStore {
                 })
             })
             .connect_lazy_with(connect.clone());
+        let listen = match &options.listen_url {
+            Some(url) => Some(read_url(url)?.0),
+            // Behind a pooler nobody can listen: then readers look for themselves.
+            None => (route == Route::Direct).then(|| connect.clone()),
+        };
+        let hints = listen.filter(|_| options.hints).map(|listen| hints::Hints::start(pool.clone(), route, listen));
         Ok(PostgresStore {
+            hints,
             pool,
             route,
             clock: options.clock,
@@ -193,6 +202,11 @@ impl PostgresStore {
             journal: tokio::sync::Mutex::default(),
             connect,
         })
+    }
+
+    /// Whether other hosts are heard.
+    fn hears(&self) -> bool {
+        self.hints.is_some()
     }
 
     /// A statement that is still to be given its values. Prepared for the session's life only where there is a session.
@@ -295,6 +309,24 @@ fn leaves_the_session(error: &sqlx::Error) -> bool {
 
 fn silent() -> sqlx::Error {
     sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "the database does not answer"))
+}
+
+/// What a URL says, and whether it says that it is a pooler's.
+fn read_url(url: &str) -> Result<(PgConnectOptions, bool)> {
+    let (url, pooled) = without_pooler(url);
+    // The parser's error is left out: it might repeat parts of the URL.
+    let read = ["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
+    let read = read.then(|| PgConnectOptions::from_str(&url).ok()).flatten();
+    let base = read.ok_or_else(|| {
+        StoreError::Unavailable(
+            "the database's URL cannot be read; write postgres://user:password@host:5432/database, with special characters of the \
+             password percent-encoded"
+                .to_owned(),
+        )
+    })?;
+    let base = base.extra_float_digits(None).disable_statement_logging();
+    let base = if base.get_application_name().is_some() { base } else { base.application_name("turnhouse") };
+    Ok((base, pooled))
 }
 
 /// Milliseconds as the database counts them; small enough that a sum with a time is still a bigint.
@@ -439,11 +471,16 @@ async fn is_migrated(connection: &mut PgConnection) -> Result<bool, sqlx::Error>
     Ok(MIGRATIONS.iter().all(same))
 }
 
+/// The newest migration that this program knows.
+fn schema_known() -> i64 {
+    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0)
+}
+
 /// Whether this program may work on a schema that a newer one has brought further.
 async fn check_compat(connection: &mut PgConnection) -> Result<Result<()>, sqlx::Error> {
     let row = sqlx::raw_sql("SELECT oldest_supported FROM schema_compat").fetch_one(connection).await?;
     let found: i64 = row.try_get(0)?;
-    let known = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
+    let known = schema_known();
     Ok(if found > known { Err(StoreError::NewerSchema { found, known }) } else { Ok(()) })
 }
 

@@ -398,7 +398,7 @@ pub(in crate::store) async fn progress_tells_what_has_changed(world: &World) {
     world.append(&claimed, deltas(1, &["a", "b"])).await;
     world.append(&claimed, deltas(3, &["c"])).await;
     assert_eq!(look().await, Progress { logged: Some((claimed.lease.epoch, 3)), ..running });
-    world.requeue(&claimed, 0, false).await;
+    world.requeue(&claimed, 0).await;
     let requeued = look().await;
     assert_eq!((requeued.running, requeued.epoch), (false, claimed.lease.epoch + 1));
     let again = world.claim_one().await;

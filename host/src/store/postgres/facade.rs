@@ -5,7 +5,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::catalog::Upload;
-use super::{Clock, PostgresStore, millis};
+use super::{Clock, PostgresStore, hints, millis};
 use crate::agent::{Agent, AgentSettings};
 use crate::caller::Owned;
 use crate::clock::Timestamp;
@@ -13,8 +13,9 @@ use crate::event::EventId;
 use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, WorkerName};
 use crate::lease::Lease;
 use crate::store::{
-    ConversationRecord, Deleted, Direction, Ended, EventPage, KeyRecord, LiveCounts, OrgRecord, Page, PutAgent,
-    PutWorker, Result, Store, SweepFindings, TurnRecord, WorkerVersion, Write, Written,
+    ConversationRecord, Deleted, Direction, Ended, EventPage, Finding, Hint, KeyRecord, LiveCounts, OrgRecord, Page,
+    Progress, PutAgent, PutWorker, Result, Store, StoreStatus, SweepFindings, TurnRecord, WorkerVersion, Write,
+    Written,
 };
 
 statements! {
@@ -267,6 +268,33 @@ impl Store for PostgresStore {
 
     async fn touch_keys(&self, used: &[(OrgId, String)], now: Timestamp) -> Result<()> {
         self.write_last_use(used, now).await
+    }
+
+    fn shared(&self) -> bool {
+        true
+    }
+
+    async fn time(&self) -> Result<Option<Timestamp>> {
+        match self.clock {
+            Clock::Database => Ok(Some(self.read_time().await?)),
+            Clock::Passed => Ok(None),
+        }
+    }
+
+    async fn progress(&self, turns: &[(OrgId, TurnId)]) -> Result<Vec<Option<Progress>>> {
+        self.read_progress(turns).await
+    }
+
+    fn hints(&self) -> Option<tokio::sync::broadcast::Receiver<Hint>> {
+        self.hints.as_ref().map(hints::Hints::receiver)
+    }
+
+    async fn status(&self, now: Timestamp) -> Result<StoreStatus> {
+        self.read_status(now).await
+    }
+
+    async fn examine(&self) -> Result<Vec<Finding>> {
+        self.examine_server().await
     }
 
     async fn ping(&self) -> Result<()> {

@@ -564,6 +564,7 @@ async fn every_statement_says_its_name() {
         facade::STATEMENTS,
         keys::STATEMENTS,
         reads::STATEMENTS,
+        standing::STATEMENTS,
         sweep::STATEMENTS,
     ]
     .into_iter()

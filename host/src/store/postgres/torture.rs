@@ -98,7 +98,7 @@ impl Host {
         let mut envelope = crate::gate::Envelope {
             run_id: Some(turn.into()),
             org: Some(org.clone()),
-            conversation: Some(conversation(&format!("c-{}", self.below(4)))),
+            conversation: Some(conversation(&format!("c-{}", self.below(9)))),
             mode: crate::gate::SessionMode::Snapshot,
         };
         if self.chance(3) {
@@ -168,7 +168,10 @@ impl Host {
                     batch.push(self.commit(&claimed, failed(FailureCode::TurnTimeout)));
                     batch.push(self.commit(&claimed, replied("late")));
                 }
-                12 | 13 => batch.push(Write::Requeue(Requeue { lease, delay_ms: 0 })),
+                12 | 13 => {
+                    batch.push(Write::Requeue(Requeue { lease, delay_ms: 0 }));
+                    self.zombies.push(claimed);
+                }
                 14 => {
                     batch.push(Write::BeginEffect(Append { lease, batch: deltas(60, &["effect"]) }));
                     self.zombies.push(claimed);
@@ -180,7 +183,8 @@ impl Host {
         for claimed in std::mem::take(&mut self.zombies) {
             if self.chance(30) {
                 batch.push(Write::Append(Append { lease: claimed.lease.clone(), batch: deltas(70, &["late"]) }));
-                batch.push(self.commit(&claimed, replied("zombie")));
+                let outcome = if self.chance(50) { replied("zombie") } else { failed(FailureCode::WorkerTrapped) };
+                batch.push(self.commit(&claimed, outcome));
             } else {
                 self.zombies.push(claimed);
             }
@@ -539,10 +543,10 @@ const FLAWS: &[Flaw] = &[
         to: "AND NOT v_refused",
     },
     Flaw {
-        what: "ready or waiting is decided before the lock",
+        what: "whether a turn must wait is not asked under the lock",
         function: "write_batch",
-        from: "IF v_waiting[i] > 0 THEN\n          SELECT count(*)::int",
-        to: "IF false THEN\n          SELECT count(*)::int",
+        from: "IF v_laned AND lane.user_id IS NOT NULL AND v_waiting[i] + v_ready[i] + v_running[i] > 0 THEN",
+        to: "IF v_laned AND lane.user_id IS NOT NULL AND random() < 0.9 AND v_waiting[i] + v_ready[i] + v_running[i] > 0 THEN",
     },
     Flaw {
         what: "a snapshot does not ask for the head",

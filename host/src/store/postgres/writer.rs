@@ -162,7 +162,12 @@ impl PostgresStore {
                 continue;
             }
             match self.call(part, now).await {
-                Ok(written) => answers.extend(written),
+                Ok(written) => {
+                    if let Some(hints) = &self.hints {
+                        hints.after(part, &written);
+                    }
+                    answers.extend(written);
+                }
                 Err(error) if is_an_items(&error) => {
                     let why = error.to_string();
                     if let [_alone] = part {

@@ -4,7 +4,6 @@ use sqlx::Row;
 
 use super::SqliteStore;
 use super::reads::uuid;
-use super::statements;
 use crate::clock::Timestamp;
 use crate::ids::{OrgId, ReplicaId, TurnId};
 use crate::lease::Epoch;
