@@ -22,6 +22,11 @@ impl Timestamp {
             .unwrap_or_else(|| "1970-01-01T00:00:00.000Z".to_owned())
     }
 
+    /// Before every UUIDv7 of this moment and after every earlier one.
+    pub fn first_id(self) -> uuid::Uuid {
+        uuid::Uuid::from_u128(u128::from(self.0.max(0).unsigned_abs()) << 80)
+    }
+
     /// This moment plus `ms` milliseconds.
     #[must_use]
     pub fn plus_ms(self, ms: u64) -> Timestamp {

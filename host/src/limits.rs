@@ -36,6 +36,10 @@ limits! {
     idempotency_key_bytes_max: usize = 255;
     /// How long an `Idempotency-Key` is remembered.
     idempotency_retention_ms: u64 = 86_400_000;
+    /// After so many days the log of an ended turn goes (deltas, statuses, logs); its message, reply and end stay. 0: never.
+    event_retention_days: u32 = 7;
+    /// After so many days an ended turn goes. Its conversation and the newest snapshots stay. 0: never.
+    turn_retention_days: u32 = 0;
     /// The longest `Prefer: wait`.
     wait_ms_max: u64 = 60_000;
     /// Items of one page of a list.

@@ -97,6 +97,8 @@ pub trait Store: Send + Sync + 'static {
     async fn sweep(&self, now: Timestamp, gate_refusals_max: u32, limit: usize) -> Result<SweepFindings>;
     /// Forgets idempotency keys from before `before`, at most `limit`; how many.
     async fn forget_keys(&self, before: Timestamp, limit: usize) -> Result<usize>;
+    /// Deletes what `keep` does not, of the org after `after`, at most `limit` turns and as many logs: so little that nobody waits for it.
+    async fn retain(&self, after: Option<&OrgId>, keep: Retention, limit: usize) -> Result<Retained>;
     /// Live turns by state.
     async fn live_counts(&self) -> Result<LiveCounts>;
 

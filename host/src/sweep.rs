@@ -5,9 +5,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::clock::Timestamp;
 use crate::dispatch::Dispatch;
+use crate::ids::OrgId;
 use crate::limits::Limits;
-use crate::store::{Overdue, OverdueReason, Store};
+use crate::store::{Overdue, OverdueReason, Retention, Store};
 use crate::turn::{Failure, FailureCode};
 
 /// How often.
@@ -22,9 +24,15 @@ const FORGET_EVERY: u32 = 240;
 /// At most so many of them a round.
 const FORGET_MAX: usize = 2_000;
 
+/// At most so many turns and logs of an org in one step of retention: some milliseconds of the store's time.
+const RETAIN_MAX: usize = 200;
+
+const DAY_MS: u64 = 86_400_000;
+
 /// Sweeps until it is dropped.
 pub async fn sweep(dispatch: Arc<Dispatch>, store: Arc<dyn Store>) {
     let mut rounds = 0_u32;
+    let mut retained = None;
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -46,6 +54,7 @@ pub async fn sweep(dispatch: Arc<Dispatch>, store: Arc<dyn Store>) {
         if rounds.is_multiple_of(FORGET_EVERY) {
             forget_keys(&dispatch, &*store).await;
         }
+        retain(&dispatch, &*store, &mut retained).await;
         if rounds.is_multiple_of(4)
             && let Ok(counts) = store.live_counts().await
         {
@@ -67,11 +76,33 @@ async fn end(dispatch: &Dispatch, overdue: Overdue) {
 }
 
 async fn forget_keys(dispatch: &Dispatch, store: &dyn Store) {
-    let before = crate::clock::Timestamp(
-        dispatch.clock.now().0.saturating_sub_unsigned(dispatch.limits.idempotency_retention_ms),
-    );
+    let before = Timestamp(dispatch.clock.now().0.saturating_sub_unsigned(dispatch.limits.idempotency_retention_ms));
     if let Err(error) = store.forget_keys(before, FORGET_MAX).await {
         tracing::warn!(%error, "could not forget idempotency keys");
+    }
+}
+
+/// A step of retention: the next org, or the same again where there was more than a step's worth.
+async fn retain(dispatch: &Dispatch, store: &dyn Store, after: &mut Option<OrgId>) {
+    let since = |days: u32| {
+        let age = u64::from(days).saturating_mul(DAY_MS);
+        (days > 0).then(|| Timestamp(dispatch.clock.now().0.saturating_sub_unsigned(age)))
+    };
+    let keep = Retention {
+        turns_since: since(dispatch.limits.turn_retention_days),
+        events_since: since(dispatch.limits.event_retention_days),
+    };
+    if keep.turns_since.is_none() && keep.events_since.is_none() {
+        return;
+    }
+    match store.retain(after.as_ref(), keep, RETAIN_MAX).await {
+        Ok(done) => {
+            metrics::counter!("turnhouse_retained_rows_total").increment(done.rows as u64);
+            if done.rows < RETAIN_MAX {
+                *after = done.org;
+            }
+        }
+        Err(error) => tracing::warn!(%error, "could not delete what is old"),
     }
 }
 

@@ -18,8 +18,8 @@ use turnhouse::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, 
 use turnhouse::lease::Lease;
 use turnhouse::store::{
     ConversationRecord, Deleted, Direction, Ended, EventPage, Finding, Hint, KeyRecord, LiveCounts, OrgRecord, Page,
-    Progress, PutAgent, PutWorker, Result, Store, StoreError, StoreStatus, SweepFindings, TurnRecord, WorkerVersion,
-    Write, Written,
+    Progress, PutAgent, PutWorker, Result, Retained, Retention, Store, StoreError, StoreStatus, SweepFindings,
+    TurnRecord, WorkerVersion, Write, Written,
 };
 use uuid::Uuid;
 
@@ -153,6 +153,10 @@ impl Store for Faulty {
 
     async fn forget_keys(&self, before: Timestamp, limit: usize) -> Result<usize> {
         self.through(Call::Read, self.store.forget_keys(before, limit)).await
+    }
+
+    async fn retain(&self, after: Option<&OrgId>, keep: Retention, limit: usize) -> Result<Retained> {
+        self.through(Call::Read, self.store.retain(after, keep, limit)).await
     }
 
     async fn live_counts(&self) -> Result<LiveCounts> {

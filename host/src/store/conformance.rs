@@ -43,7 +43,7 @@ macro_rules! rules {
                 t5_a_waiting_turn_has_its_own_clock, t9_turns_run_in_the_order_of_acceptance, t9_a_deferred_turn_is_not_overtaken,
                 one_turn_of_a_conversation_at_a_time, a_fused_claim_waits_its_turn, a_fused_claim_keeps_the_orgs_bound,
                 a_fused_claim_is_complete, o5_a_long_queue_does_not_delay_another_org, o3_running_turns_of_an_org_are_bounded,
-                busy_is_rejected_or_interrupted_as_asked, an_interrupt_ends_every_live_turn, queues_are_bounded,
+                busy_is_rejected_or_interrupted_as_asked, what_is_old_goes_and_what_lives_stays, an_interrupt_ends_every_live_turn, queues_are_bounded,
                 idempotency_keys_attach_and_mismatch, a_replayed_key_interrupts_nothing, idempotency_keys_are_forgotten,
                 each_clock_has_its_own_reason, s1_the_gate_refuses_without_starting, s1_the_gates_column_agrees_with_the_gate,
                 a_private_turn_occupies_its_conversation, live_counts_are_exact, status_tells_what_is_owed, r8_an_end_tells_that_the_next_is_ready,

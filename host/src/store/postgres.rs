@@ -25,6 +25,7 @@ mod facade;
 mod hints;
 mod keys;
 mod reads;
+mod retention;
 mod standing;
 mod sweep;
 mod writer;

@@ -467,6 +467,24 @@ pub enum OverdueReason {
     GateRefused(GateRefusal),
 }
 
+/// What stays; `None`: everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// Ended turns that were accepted since, with all that is theirs.
+    pub turns_since: Option<Timestamp>,
+    /// Logs of turns that were accepted since. A turn keeps its reply without its log.
+    pub events_since: Option<Timestamp>,
+}
+
+/// What became of a step of retention.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Retained {
+    /// The org that it was about; `None`: there are no more, the round begins again.
+    pub org: Option<OrgId>,
+    /// How many turns and logs went.
+    pub rows: usize,
+}
+
 /// Live turns, for `turnhouse_queue_depth` and `readyz`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LiveCounts {

@@ -28,6 +28,7 @@ mod counts;
 mod facade;
 mod keys;
 mod reads;
+mod retention;
 mod running;
 mod standing;
 mod sweep;

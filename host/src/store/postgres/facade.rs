@@ -14,8 +14,8 @@ use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, Work
 use crate::lease::Lease;
 use crate::store::{
     ConversationRecord, Deleted, Direction, Ended, EventPage, Finding, Hint, KeyRecord, LiveCounts, OrgRecord, Page,
-    Progress, PutAgent, PutWorker, Result, Store, StoreStatus, SweepFindings, TurnRecord, WorkerVersion, Write,
-    Written,
+    Progress, PutAgent, PutWorker, Result, Retained, Retention, Store, StoreStatus, SweepFindings, TurnRecord,
+    WorkerVersion, Write, Written,
 };
 
 statements! {
@@ -80,6 +80,10 @@ impl Store for PostgresStore {
 
     async fn forget_keys(&self, before: Timestamp, limit: usize) -> Result<usize> {
         self.forget_keys_before(before, limit).await
+    }
+
+    async fn retain(&self, after: Option<&OrgId>, keep: Retention, limit: usize) -> Result<Retained> {
+        self.retain_next(after, keep, limit).await
     }
 
     async fn live_counts(&self) -> Result<LiveCounts> {

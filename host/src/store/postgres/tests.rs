@@ -566,6 +566,7 @@ async fn every_statement_says_its_name() {
         reads::STATEMENTS,
         standing::STATEMENTS,
         sweep::STATEMENTS,
+        retention::STATEMENTS,
     ]
     .into_iter()
     .flatten()

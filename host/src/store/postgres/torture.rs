@@ -95,10 +95,13 @@ impl Host {
 
     fn message(&mut self) -> Accept {
         let (turn, org) = (TurnId::new(), org(["acme", "zeta"][self.below(2)]));
+        // Many to one conversation, and now and then more conversations than may run at once.
+        let lanes = if self.chance(50) { 2 } else { 9 };
+        let lane = self.below(lanes);
         let mut envelope = crate::gate::Envelope {
             run_id: Some(turn.into()),
             org: Some(org.clone()),
-            conversation: Some(conversation(&format!("c-{}", self.below(9)))),
+            conversation: Some(conversation(&format!("c-{lane}"))),
             mode: crate::gate::SessionMode::Snapshot,
         };
         if self.chance(3) {

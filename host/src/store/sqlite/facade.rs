@@ -17,8 +17,8 @@ use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, Work
 use crate::lease::Lease;
 use crate::store::{
     ConversationRecord, Deleted, Direction, Ended, EventPage, Finding, KeyRecord, LiveCounts, OrgRecord, Page,
-    Progress, PutAgent, PutWorker, Result, Store, StoreStatus, SweepFindings, TurnRecord, WorkerVersion, Write,
-    Written,
+    Progress, PutAgent, PutWorker, Result, Retained, Retention, Store, StoreStatus, SweepFindings, TurnRecord,
+    WorkerVersion, Write, Written,
 };
 
 statements! {
@@ -86,6 +86,11 @@ impl Store for SqliteStore {
 
     async fn forget_keys(&self, before: Timestamp, limit: usize) -> Result<usize> {
         self.write_with(before, move |tx| tx.forget_keys(before, limit)).await
+    }
+
+    async fn retain(&self, after: Option<&OrgId>, keep: Retention, limit: usize) -> Result<Retained> {
+        let after = after.cloned();
+        self.write_with(Timestamp(0), move |tx| tx.retain(after.as_ref(), keep, limit)).await
     }
 
     async fn live_counts(&self) -> Result<LiveCounts> {

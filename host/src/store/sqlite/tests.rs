@@ -409,6 +409,7 @@ async fn no_statement_scans_a_table() {
         running::STATEMENTS,
         standing::STATEMENTS,
         sweep::STATEMENTS,
+        retention::STATEMENTS,
         writer::STATEMENTS,
     ];
     for (name, sql) in all.into_iter().flatten() {
