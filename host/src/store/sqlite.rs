@@ -154,7 +154,8 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 fn make_and_lock(dir: &Path) -> Result<File> {
     let unavailable = |error: std::io::Error| {
         let why = match error.kind() {
-            ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => {
+            // Not found: a file system that makes no directories says that.
+            ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied | ErrorKind::NotFound => {
                 "cannot be written; make it writable or name another".to_owned()
             }
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {

@@ -183,28 +183,3 @@ async fn s8_a_reset_empties_the_state_and_keeps_the_history() {
     assert_eq!(ann.messages("snapshot_counter", "c-1").await.len(), 4);
     host.stop().await;
 }
-
-#[test]
-fn s9_exactly_one_statement_deletes_markers() {
-    fn sources(dir: &std::path::Path, found: &mut Vec<(String, usize)>) {
-        for entry in std::fs::read_dir(dir).expect("the sources").flatten() {
-            let path = entry.path();
-            if path.is_dir() {
-                sources(&path, found);
-            } else if path.extension().is_some_and(|kind| kind == "rs" || kind == "sql") {
-                let text = std::fs::read_to_string(&path).expect("a source").to_lowercase();
-                let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-                let deletes = words.matches("delete from turn_markers").count()
-                    + words.matches("replace into turn_markers").count();
-                if deletes > 0 {
-                    found.push((path.file_name().expect("a name").to_string_lossy().into_owned(), deletes));
-                }
-            }
-        }
-    }
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut found = Vec::new();
-    sources(&root.join("host/src"), &mut found);
-    sources(&root.join("migrations"), &mut found);
-    assert_eq!(found, [("commit.rs".to_owned(), 1)]);
-}

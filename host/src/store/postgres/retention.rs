@@ -4,7 +4,7 @@
 use uuid::Uuid;
 
 use super::reads::limit as rows_max;
-use super::{PostgresStore, statements};
+use super::PostgresStore;
 use crate::ids::OrgId;
 use crate::store::{Result, Retained, Retention};
 
