@@ -40,11 +40,7 @@ struct Process(Child);
 impl Server {
     /// Makes a cluster and starts a server on it. Installs PostgreSQL where it is missing and that can be done.
     pub fn start() -> Result<Server> {
-        if programs().is_none() || pgbouncer().is_none() {
-            install()?;
-        }
-        let missing = "they were installed, and their programs are not where they were expected";
-        let (programs, pgbouncer) = programs().zip(pgbouncer()).context(missing)?;
+        let (programs, pgbouncer) = ensure_programs()?;
         let user = User::that_serves()?;
         let dir = socket_dir()?;
         if let Some(user) = &user {
@@ -144,15 +140,25 @@ impl Drop for Process {
     }
 }
 
+/// The directory of PostgreSQL's programs, and PgBouncer; installed where they are missing and that can be done.
+pub fn ensure_programs() -> Result<(PathBuf, PathBuf)> {
+    if programs().is_none() || pgbouncer().is_none() {
+        install()?;
+    }
+    let missing = "they were installed, and their programs are not where they were expected";
+    programs().zip(pgbouncer()).context(missing)
+}
+
 /// Whom the server runs as: it refuses to run as root.
-struct User {
-    uid: u32,
-    gid: u32,
+#[derive(Debug, Clone, Copy)]
+pub struct User {
+    pub uid: u32,
+    pub gid: u32,
 }
 
 impl User {
     /// `None`: whoever we are will do.
-    fn that_serves() -> Result<Option<User>> {
+    pub fn that_serves() -> Result<Option<User>> {
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
         }
@@ -170,7 +176,7 @@ impl User {
 }
 
 /// A command that runs as this user, and gets SIGINT when we die: not even `kill -9` leaves a server behind.
-fn run_as(user: Option<&User>, program: &Path) -> Command {
+pub fn run_as(user: Option<&User>, program: &Path) -> Command {
     use std::os::unix::process::CommandExt as _;
     let setpriv = which("setpriv");
     let mut command = match &setpriv {
@@ -202,13 +208,13 @@ fn socket_dir() -> Result<TempDir> {
     made.with_context(|| format!("cannot make a directory in {}", short.display()))
 }
 
-fn which(program: &str) -> Option<PathBuf> {
+pub fn which(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/bin:/bin"));
     std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
 }
 
 /// The directory of `initdb` and `postgres`: the newest of Debian's, which keeps them off the path, or the path's.
-fn programs() -> Option<PathBuf> {
+pub fn programs() -> Option<PathBuf> {
     let debians = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let versions = debians.filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path())));
     let newest = versions.filter(|(version, _)| *version >= VERSION_MIN).max().map(|(_, path)| path.join("bin"));

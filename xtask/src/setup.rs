@@ -92,13 +92,22 @@ fn module(guests: &str, name: &str) -> Option<PathBuf> {
 /// Builds the program and the workers.
 pub fn build(profile: Profile) -> Result<Built> {
     let messages = cargo_build(profile, &["--package", "turnhouse", "--package", "turnhouse-workers"])?;
+    Ok(Built { program: executable(&messages, "bin", "turnhouse")?, guests: guests(&messages)? })
+}
+
+/// Builds the workers; the module of the one with this name.
+pub fn build_guest(name: &str) -> Result<PathBuf> {
+    let messages = cargo_build(Profile::Dev, &["--package", "turnhouse-workers"])?;
+    module(&guests(&messages)?, name).with_context(|| format!("the build made no worker called {name}"))
+}
+
+fn guests(messages: &[Value]) -> Result<String> {
     let workers = messages.iter().find(|m| {
         m["reason"] == "build-script-executed"
             && m["package_id"].as_str().is_some_and(|id| id.contains("workers#turnhouse-workers@"))
     });
     let out_dir = workers.and_then(|m| m["out_dir"].as_str()).context("cargo did not say where the workers are")?;
-    let guests = std::fs::read_to_string(Path::new(out_dir).join("guests.rs")).context("the workers have no table")?;
-    Ok(Built { program: executable(&messages, "bin", "turnhouse")?, guests })
+    std::fs::read_to_string(Path::new(out_dir).join("guests.rs")).context("the workers have no table")
 }
 
 /// Builds one example of a package.
