@@ -1,4 +1,4 @@
-//! The project's tasks, as `cargo xtask`: `demo`, `test`, `examples`, `fuzz`, `bench`. Each does its own set-up.
+//! The project's tasks, as `cargo xtask`: `demo`, `test`, `examples`, `fuzz`, `chaos`, `bench`. Each does its own set-up.
 //!
 //! This crate drives the real program over its real HTTP API, as a client would. It holds no part of the host.
 
@@ -9,6 +9,8 @@ mod postgres;
 mod test;
 
 mod fuzz;
+
+mod chaos;
 
 mod host;
 
@@ -35,6 +37,7 @@ Examples:
   cargo xtask examples                the example worker of each language, built and spoken with
   cargo xtask examples go c           some of them
   cargo xtask fuzz --seconds 600      look for what breaks the sandbox
+  cargo xtask chaos --minutes 5       kill, stop and cut off what serves turns, and check what its clients saw
   cargo xtask bench --quick           every figure once, roughly
   cargo xtask bench --only echo       the rows with this word in their names";
 
@@ -56,6 +59,8 @@ enum Task {
     Examples(examples::Options),
     /// Run the fuzz targets
     Fuzz(fuzz::Options),
+    /// Kill, stop, restart and cut off replicas and their database, and check what the clients saw and the tables hold
+    Chaos(chaos::Options),
     /// Measure the parts, the whole, and how near it comes to them
     Bench(bench::Options),
 }
@@ -67,6 +72,7 @@ async fn main() -> ExitCode {
         Task::Test(options) => ("test", test::run(&options).map(|()| ExitCode::SUCCESS)),
         Task::Examples(options) => ("examples", examples::run(&options).map(|()| ExitCode::SUCCESS)),
         Task::Fuzz(options) => ("fuzz", fuzz::run(&options).map(|()| ExitCode::SUCCESS)),
+        Task::Chaos(options) => ("chaos", chaos::run(options).await),
         Task::Bench(options) => ("bench", bench::run(options).await),
     };
     match done {
