@@ -27,7 +27,7 @@ use crate::runner;
 use crate::sandbox::{Control, Sandbox, Stop};
 use crate::slots::{Slot, Slots};
 use crate::store::{
-    Append, ClaimRequest, Claimed, Commit, CommitResult, Ended, Fenced, Hint, Requeue, RunningBound, Store, StoreError,
+    ClaimRequest, Claimed, Commit, CommitResult, Ended, Fenced, Hint, Requeue, RunningBound, Store, StoreError,
 };
 use crate::supervisor::Soon;
 use crate::turn::{Failure, Outcome};
@@ -423,11 +423,11 @@ impl Observer for Arc<Dispatch> {
         self.slots.note_backlog();
     }
 
-    fn appended(&self, live: &Arc<LiveTurn>, bytes: usize, append: Append, fenced: Fenced, again: bool) {
+    fn appended(&self, live: &Arc<LiveTurn>, bytes: usize, lease: &Lease, fenced: Fenced) {
         if fenced == Fenced::Stale {
-            self.lost(&append.lease);
+            self.lost(lease);
         }
-        self.live.appended(live, bytes, again.then_some(append));
+        live.appended(bytes);
     }
 
     fn in_doubt(&self) {

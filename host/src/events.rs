@@ -23,7 +23,7 @@ use crate::store::Append;
 /// The live turns of this host.
 pub struct LiveTurns {
     turns: DashMap<TurnId, Arc<LiveTurn>>,
-    flusher: mpsc::UnboundedSender<(Instant, Due)>,
+    flusher: mpsc::UnboundedSender<(Instant, Arc<LiveTurn>)>,
     bounds: Bounds,
 }
 
@@ -36,12 +36,6 @@ pub struct Bounds {
     pub batch_bytes: usize,
     /// What is kept for readers; the same again may be unwritten before the guest is made to wait.
     pub buffer_bytes_max: usize,
-}
-
-/// What the flusher does when its time has come. All delays are equal, so the queue is in order of time.
-enum Due {
-    Flush(Arc<LiveTurn>),
-    Again(Arc<LiveTurn>, Append),
 }
 
 /// One live turn's newest events.
@@ -174,7 +168,7 @@ impl LiveTurns {
         } else if !state.flush_due {
             state.flush_due = true;
             let due = Instant::now() + Duration::from_millis(self.bounds.batch_ms);
-            let _ = self.flusher.send((due, Due::Flush(live.clone())));
+            let _ = self.flusher.send((due, live.clone()));
         }
         let room = state.unwritten_bytes + state.in_flight_bytes < self.bounds.buffer_bytes_max;
         drop(state);
@@ -191,19 +185,6 @@ impl LiveTurns {
         drop(state);
         live.wake.notify_waiters();
         Some(append)
-    }
-
-    /// What an append became: written, or to be tried again.
-    pub fn appended(&self, live: &Arc<LiveTurn>, bytes: usize, again: Option<Append>) {
-        if let Some(append) = again {
-            let due = Instant::now() + Duration::from_millis(self.bounds.batch_ms);
-            let _ = self.flusher.send((due, Due::Again(live.clone(), append)));
-            return;
-        }
-        let mut state = live.state.lock();
-        state.in_flight_bytes = state.in_flight_bytes.saturating_sub(bytes);
-        drop(state);
-        live.room.notify_waiters();
     }
 }
 
@@ -271,6 +252,14 @@ impl LiveTurn {
         }
     }
 
+    /// So many bytes are written, or nobody's any more.
+    pub fn appended(&self, bytes: usize) {
+        let mut state = self.state.lock();
+        state.in_flight_bytes = state.in_flight_bytes.saturating_sub(bytes);
+        drop(state);
+        self.room.notify_waiters();
+    }
+
     /// Closes the guest's side and hands out what is not written yet, for the commit.
     pub fn close(&self, epoch: Epoch) -> EventBatch {
         let mut state = self.state.lock();
@@ -330,15 +319,9 @@ fn weight(event: &Event) -> usize {
     event.data.get().len() + 64
 }
 
-async fn flush_when_due(mut queue: mpsc::UnboundedReceiver<(Instant, Due)>, journal: Journal) {
-    while let Some((at, due)) = queue.recv().await {
+async fn flush_when_due(mut queue: mpsc::UnboundedReceiver<(Instant, Arc<LiveTurn>)>, journal: Journal) {
+    while let Some((at, live)) = queue.recv().await {
         tokio::time::sleep_until(at).await;
-        match due {
-            Due::Flush(live) => live.flush(&journal),
-            Due::Again(live, append) => {
-                let bytes = append.batch.events.iter().map(|(_, data)| data.get().len() + 64).sum();
-                journal.append(append, live, bytes);
-            }
-        }
+        live.flush(&journal);
     }
 }

@@ -5,7 +5,7 @@
 //! [`Observer`] right there, before whoever waits for the answer wakes.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -13,6 +13,7 @@ use crate::clock::Clock;
 use crate::events::LiveTurn;
 use crate::ids::{ReplicaId, TurnId};
 use crate::kill_point;
+use crate::lease::Lease;
 use crate::slots::Slot;
 use crate::store::{
     Accept, AcceptResult, Append, ClaimRequest, Claimed, Commit, CommitResult, Ended, Fenced, Requeue, Store,
@@ -21,6 +22,9 @@ use crate::store::{
 
 /// At most so many writes share a transaction.
 const BATCH_MAX: usize = 256;
+
+/// Before what live turns have said is tried again where nothing else is to be written.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// A batch of so many writes means that there are several clients.
 const BUSY: usize = 4;
@@ -57,8 +61,8 @@ pub trait Observer: Send + Sync + 'static {
     fn claimed(&self, claimed: Claimed, slot: Slot, asked: Asked);
     /// Turns were accepted, promoted or given back, and no slot has come for them yet.
     fn backlog(&self);
-    /// An append of a running turn was answered; `again`: it must be tried once more.
-    fn appended(&self, live: &Arc<LiveTurn>, bytes: usize, append: Append, fenced: Fenced, again: bool);
+    /// An append of a running turn was answered.
+    fn appended(&self, live: &Arc<LiveTurn>, bytes: usize, lease: &Lease, fenced: Fenced);
     /// A batch has no answer, though it may have been written: what it claimed is perhaps held without anybody knowing.
     fn in_doubt(&self);
 }
@@ -168,9 +172,19 @@ impl Pending {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new().name("journal".to_owned()).spawn(move || {
             let mut pending: Vec<(Write, Waiter)> = Vec::with_capacity(BATCH_MAX);
+            // What live turns have said and a batch that failed did not write. It goes before all that came later: an end must not overtake it.
+            let mut unsaid: Vec<(Write, Waiter)> = Vec::new();
             let mut busy = false;
-            while let Some(first) = self.entries.blocking_recv() {
-                pending.push(first);
+            let mut open = true;
+            while open {
+                let first = if unsaid.is_empty() {
+                    Ok(self.entries.blocking_recv())
+                } else {
+                    runtime.block_on(async { tokio::time::timeout(AGAIN, self.entries.recv()).await })
+                };
+                open = !matches!(first, Ok(None));
+                pending.append(&mut unsaid);
+                pending.extend(first.ok().flatten());
                 gather(&mut self.entries, &mut pending, busy);
                 pending.retain(|(_, waiter)| still_wanted(waiter, &observer));
                 if pending.is_empty() {
@@ -189,7 +203,7 @@ impl Pending {
                 if commits {
                     kill_point::pass("after_commit");
                 }
-                settle(written, waiters, asked_at, &observer);
+                unsaid = settle(written, waiters, asked_at, &observer);
             }
         })
     }
@@ -227,26 +241,36 @@ fn any(writes: &[Write], is: impl Fn(&Write) -> bool) -> bool {
     cfg!(debug_assertions) && writes.iter().any(is)
 }
 
-/// Tells everyone what became of a batch.
+/// Tells everyone what became of a batch; hands back what live turns have said where nothing of it was written.
 fn settle<O: Observer>(
     written: Result<Vec<Written>, StoreError>,
     waiters: Vec<Waiter>,
     asked_at: Instant,
     observer: &O,
-) {
+) -> Vec<(Write, Waiter)> {
     match written {
         Ok(written) => {
             assert_eq!(written.len(), waiters.len(), "one answer an item");
             for (written, waiter) in written.into_iter().zip(waiters) {
                 settle_one(written, waiter, asked_at, observer);
             }
+            Vec::new()
         }
         Err(error) => {
             tracing::error!(%error, writes = waiters.len(), "a batch was not written");
             metrics::counter!("turnhouse_store_errors_total").increment(1);
             let failed = JournalError::Unavailable(error.to_string().into());
             observer.in_doubt();
-            waiters.into_iter().for_each(|waiter| fail(waiter, &failed, observer));
+            let mut unsaid = Vec::new();
+            for waiter in waiters {
+                match waiter {
+                    Waiter::Live(live, bytes, append) => {
+                        unsaid.push((Write::Append(append.clone()), Waiter::Live(live, bytes, append)));
+                    }
+                    waiter => fail(waiter, &failed, observer),
+                }
+            }
+            unsaid
         }
     }
 }
@@ -262,10 +286,7 @@ fn fail<O: Observer>(waiter: Waiter, error: &JournalError, observer: &O) {
         Waiter::Claim(answer, _, _) => drop(answer.send(Err(error))),
         Waiter::Commit(answer) => drop(answer.send(Err(error))),
         Waiter::Fenced(answer) => drop(answer.send(Err(error))),
-        Waiter::Live(live, bytes, append) => match error {
-            JournalError::Rejected(_) => observer.appended(&live, bytes, append, Fenced::Stale, false),
-            _ => observer.appended(&live, bytes, append, Fenced::Done, true),
-        },
+        Waiter::Live(live, bytes, append) => observer.appended(&live, bytes, &append.lease, Fenced::Stale),
     }
 }
 
@@ -316,7 +337,7 @@ fn settle_one<O: Observer>(written: Written, waiter: Waiter, asked_at: Instant, 
             let _ = answer.send(Ok(fenced));
         }
         (Written::Append(fenced), Waiter::Live(live, bytes, append)) => {
-            observer.appended(&live, bytes, append, fenced, false);
+            observer.appended(&live, bytes, &append.lease, fenced);
         }
         (Written::Failed(why), waiter) => {
             tracing::error!(why, "a write was refused by the store");

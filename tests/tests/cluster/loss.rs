@@ -235,3 +235,32 @@ async fn r3_clocks_ten_minutes_apart_change_nothing() {
         cluster.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn e2_what_was_said_while_the_store_was_away_is_in_the_log_before_the_end() {
+    let cluster = Cluster::start(2).await;
+    let ann = cluster.member("acme", "ann", "admin").await;
+    ann.deploy("progress_slowly").await;
+    let conversations: Vec<String> = (0..12).map(|n| format!("c-{n}")).collect();
+    let turns = conversations.iter().map(|id| ann.say("progress_slowly", id, "30 ticks every 20"));
+    let turns: Vec<Turn> = join_all(turns).await;
+    for turn in &turns {
+        cluster.started(turn).await;
+    }
+    for _ in 0..12 {
+        cluster.network(0, Network::Cut);
+        tokio::time::sleep(Duration::from_millis(55)).await;
+        cluster.network(0, Network::Fine);
+        tokio::time::sleep(Duration::from_millis(15)).await;
+    }
+    for turn in &turns {
+        // From the log alone: the other replica has heard none of it.
+        let there = cluster.turn_at(1, turn);
+        let reply = there.completed().await;
+        let events = there.events(None).await.all().await;
+        let deltas = events.iter().filter(|event| event.kind == "output.delta");
+        let said: String = deltas.map(|event| event.data["text"].as_str().expect("a text").to_owned()).collect();
+        assert_eq!(said, reply);
+    }
+    cluster.stop().await;
+}

@@ -3,8 +3,8 @@
 
 use uuid::Uuid;
 
-use super::reads::limit as rows_max;
 use super::PostgresStore;
+use super::reads::limit as rows_max;
 use crate::ids::OrgId;
 use crate::store::{Result, Retained, Retention};
 
