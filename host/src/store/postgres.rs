@@ -162,11 +162,16 @@ type Asked<'q> = Query<'q, Postgres, PgArguments>;
 impl PostgresStore {
     /// Connects, brings the schema up to date, or says what is in the way.
     pub async fn open(options: PostgresOptions) -> Result<PostgresStore> {
+        PostgresStore::open_with(options, &MIGRATIONS).await
+    }
+
+    /// The same with other migrations: those of another release.
+    async fn open_with(options: PostgresOptions, migrations: &Migrator) -> Result<PostgresStore> {
         let (base, said_pooled) = read_url(&options.url)?;
         let (mut connection, route, connect) = connect(base, said_pooled).await?;
         let opened = async {
             check_server(&connect, &mut connection).await?;
-            migrate(&connect, &mut connection, route).await
+            migrate(&connect, &mut connection, route, migrations).await
         };
         let opened = opened.await;
         let _ = connection.close().await;
@@ -411,10 +416,15 @@ async fn check_server(options: &PgConnectOptions, connection: &mut PgConnection)
 }
 
 /// Brings the schema up to date in one transaction, one host at a time, or says that it is too new for this program.
-async fn migrate(options: &PgConnectOptions, connection: &mut PgConnection, route: Route) -> Result<()> {
+async fn migrate(
+    options: &PgConnectOptions,
+    connection: &mut PgConnection,
+    route: Route,
+    migrations: &Migrator,
+) -> Result<()> {
     let failed = |error: sqlx::Error| opening(options, &error);
-    if is_migrated(connection).await.map_err(failed)? {
-        return check_compat(connection).await.map_err(failed)?;
+    if is_migrated(connection, migrations).await.map_err(failed)? {
+        return check_compat(connection, migrations).await.map_err(failed)?;
     }
     let begin = "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = '60s'; SET LOCAL lock_timeout = '60s'";
     let mut tx = connection.begin_with(begin).await.map_err(failed)?;
@@ -428,7 +438,7 @@ async fn migrate(options: &PgConnectOptions, connection: &mut PgConnection, rout
     }
     // Hosts at work hold locks for milliseconds. A change of a table that cannot get its lock must not make them queue behind it.
     sqlx::raw_sql("SET LOCAL lock_timeout = '5s'").execute(&mut *tx).await.map_err(failed)?;
-    match MIGRATIONS.run_direct(None, &mut *tx, false).await {
+    match migrations.run_direct(None, &mut *tx, false).await {
         Ok(()) => {}
         Err(MigrateError::Execute(error)) => return Err(failed(error)),
         Err(MigrateError::ExecuteMigration(error, version)) => {
@@ -445,7 +455,7 @@ async fn migrate(options: &PgConnectOptions, connection: &mut PgConnection, rout
         }
         Err(other) => return Err(StoreError::Corrupt(format!("{}: {other}", place(options)))),
     }
-    check_compat(&mut tx).await.map_err(failed)??;
+    check_compat(&mut tx, migrations).await.map_err(failed)??;
     if let Some(forget) = forget {
         sqlx::raw_sql(forget).execute(&mut *tx).await.map_err(failed)?;
     }
@@ -453,7 +463,7 @@ async fn migrate(options: &PgConnectOptions, connection: &mut PgConnection, rout
 }
 
 /// Whether all of this program's migrations are there. Without changing anything: the role of a host need not own the schema.
-async fn is_migrated(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+async fn is_migrated(connection: &mut PgConnection, migrations: &Migrator) -> Result<bool, sqlx::Error> {
     let table = sqlx::raw_sql("SELECT to_regclass('_sqlx_migrations')::text").fetch_one(&mut *connection).await?;
     if table.try_get::<Option<String>, _>(0)?.is_none() {
         return Ok(false);
@@ -469,19 +479,23 @@ async fn is_migrated(connection: &mut PgConnection) -> Result<bool, sqlx::Error>
         let checksum = hex::encode(&migration.checksum);
         applied.iter().any(|(version, found)| *version == migration.version && *found == checksum)
     };
-    Ok(MIGRATIONS.iter().all(same))
+    Ok(migrations.iter().all(same))
 }
 
 /// The newest migration that this program knows.
 fn schema_known() -> i64 {
-    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0)
+    newest(&MIGRATIONS)
+}
+
+fn newest(migrations: &Migrator) -> i64 {
+    migrations.iter().map(|migration| migration.version).max().unwrap_or(0)
 }
 
 /// Whether this program may work on a schema that a newer one has brought further.
-async fn check_compat(connection: &mut PgConnection) -> Result<Result<()>, sqlx::Error> {
+async fn check_compat(connection: &mut PgConnection, migrations: &Migrator) -> Result<Result<()>, sqlx::Error> {
     let row = sqlx::raw_sql("SELECT oldest_supported FROM schema_compat").fetch_one(connection).await?;
     let found: i64 = row.try_get(0)?;
-    let known = schema_known();
+    let known = newest(migrations);
     Ok(if found > known { Err(StoreError::NewerSchema { found, known }) } else { Ok(()) })
 }
 

@@ -574,3 +574,71 @@ async fn every_statement_says_its_name() {
         assert!(sql.starts_with(&format!("-- {}\n", name.to_lowercase())), "{name} says its name");
     }
 }
+
+/// This release's migrations, and after them those of a later one.
+async fn of_a_later_release(later: &[(&str, &str)]) -> Migrator {
+    let dir = tempfile::tempdir().unwrap();
+    let own = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations/postgres");
+    for entry in std::fs::read_dir(own).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    for (name, sql) in later {
+        std::fs::write(dir.path().join(name), sql).unwrap();
+    }
+    let mut migrations = Migrator::new(dir.path()).await.unwrap();
+    migrations.set_locking(false).set_ignore_missing(true);
+    migrations
+}
+
+/// Two releases of different schemas beside each other: the later one expands while the older one works, both serve one conversation in turns, and
+/// only when the older one has gone does a third contract.
+#[tokio::test]
+async fn r6_hosts_of_two_releases_work_side_by_side_until_one_contracts() {
+    const EXPAND: (&str, &str) = (
+        "9001_expand.sql",
+        "ALTER TABLE turns ADD COLUMN note text; ALTER TABLE turn_markers ADD COLUMN lane_hint int NOT NULL DEFAULT 0;
+         CREATE FUNCTION noted() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.note := 'later'; RETURN NEW; END $$;
+         CREATE TRIGGER noted BEFORE INSERT ON turns FOR EACH ROW EXECUTE FUNCTION noted();",
+    );
+    const CONTRACT: (&str, &str) = (
+        "9002_contract.sql",
+        "DROP TRIGGER noted ON turns; ALTER TABLE turn_markers DROP COLUMN lane_hint; UPDATE schema_compat SET oldest_supported = 9001;",
+    );
+    let world = world().await;
+    let options = home(&world).database.options();
+    let before = world.submit_and_start(world.message("c")).await;
+    let behind = world.submit(world.message("c")).await;
+    let expanded = of_a_later_release(&[EXPAND]).await;
+    let later = PostgresStore::open_with(options.clone(), &expanded).await.unwrap();
+    let theirs = ReplicaId::new();
+    later.register_replica(theirs, world.now(), 1_000_000).await.unwrap();
+    // What the older one had begun it ends, and the later one takes what was behind it.
+    world.complete(&before, Some(b"of the older")).await;
+    let request = crate::store::ClaimRequest { holder: theirs, ..world.claim_request(5) };
+    let claimed = match later.write(vec![crate::store::Write::Claim(request)], world.now()).await.unwrap().pop() {
+        Some(crate::store::Written::Claim(mut claimed)) => claimed.pop().expect("it is ready"),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(claimed.lease.turn, behind);
+    assert_eq!(claimed.head.as_ref().unwrap().snapshot.as_ref().unwrap().body.as_deref(), Some(&b"of the older"[..]));
+    let mut commit = world.commit(&claimed, crate::store::conformance::replied("done"));
+    commit.snapshot = Some(world.stage(&claimed, b"of the later"));
+    let ended = later.write(vec![crate::store::Write::Commit(Box::new(commit))], world.now()).await.unwrap().pop();
+    assert!(matches!(ended, Some(crate::store::Written::Commit(CommitResult::Won(_)))), "{ended:?}");
+    // And back: the older one goes on from the later one's state; one that starts anew is let in, too.
+    let next = world.submit_and_start(world.message("c")).await;
+    assert_eq!(next.head.as_ref().unwrap().snapshot.as_ref().unwrap().body.as_deref(), Some(&b"of the later"[..]));
+    world.complete(&next, None).await;
+    PostgresStore::open(options.clone()).await.expect("going back is possible").close().await;
+    check(&world).await;
+    later.close().await;
+
+    let contracted = of_a_later_release(&[EXPAND, CONTRACT]).await;
+    let last = PostgresStore::open_with(options.clone(), &contracted).await.unwrap();
+    assert!(last.turn(&org("acme"), behind).await.unwrap().is_some());
+    last.close().await;
+    let refused = PostgresStore::open(options.clone()).await.err();
+    assert!(matches!(refused, Some(StoreError::NewerSchema { found: 9001, .. })), "{refused:?}");
+    PostgresStore::open_with(options, &expanded).await.expect("the release between still works").close().await;
+}
