@@ -162,7 +162,7 @@ fn make_and_lock(dir: &Path) -> Result<File> {
                 "is on a full disk; free some space or name another".to_owned()
             }
             ErrorKind::NotADirectory | ErrorKind::AlreadyExists => "is not a directory; name another".to_owned(),
-            _ => error.to_string(),
+            _ => format!("cannot be made or used: {error}; name one that is writable"),
         };
         StoreError::Unavailable(format!("data directory {} {why}", dir.display()))
     };
