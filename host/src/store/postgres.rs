@@ -7,7 +7,7 @@
 //! outlive its transaction. Such a pooler is noticed when the store opens ([`Route`]).
 
 use std::str::FromStr;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -52,6 +52,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that has idled for longer is tried before it is used: the server may have restarted meanwhile.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+/// Between two attempts at a server that is just coming back.
+const CONNECT_AGAIN: Duration = Duration::from_millis(100);
 
 /// What every session or, behind a pooler, every transaction runs under. A host that stops in the midst of a transaction must not hold its locks for
 /// long; planning the larger statements costs more than running them.
@@ -153,7 +155,35 @@ pub struct PostgresStore {
     /// that opened it. Anybody else who got it from a pool would wait for that thread's next batch.
     journal: tokio::sync::Mutex<Option<(PgConnection, Instant)>>,
     connect: PgConnectOptions,
+    broke: Arc<Broke>,
     hints: Option<hints::Hints>,
+}
+
+/// When a session last broke off. A restart ends all of them: whatever has not been used since is tried before it is used, so that one statement fails
+/// of it and not one a connection.
+#[derive(Default)]
+struct Broke(Mutex<Option<Instant>>);
+
+impl Broke {
+    fn note(&self, error: &sqlx::Error) {
+        if !leaves_the_session(error) {
+            self.note_now();
+        }
+    }
+
+    fn note_now(&self) {
+        *self.0.lock() = Some(Instant::now());
+    }
+
+    /// Until when a server that has just gone is waited for. That it has been away for longer is no reason to make everybody wait.
+    fn patience(&self) -> Option<Instant> {
+        self.0.lock().map(|at| at + ACQUIRE_TIMEOUT)
+    }
+
+    /// Whether what has idled for so long may be used as it is.
+    fn trusts(&self, idle: Duration) -> bool {
+        idle <= TRUSTED_IDLE && self.0.lock().is_none_or(|at| idle < at.elapsed())
+    }
 }
 
 /// A statement with its values.
@@ -179,13 +209,16 @@ impl PostgresStore {
         if route == Route::Pooled {
             tracing::info!("a pooler stands before the database; every statement runs in a transaction of its own");
         }
+        let broke = Arc::new(Broke::default());
+        let trusted = Arc::clone(&broke);
         let pool = PgPoolOptions::new()
             .max_connections(options.connections.max(1))
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .test_before_acquire(false)
-            .before_acquire(|connection, meta| {
+            .before_acquire(move |connection, meta| {
+                let trusted = trusted.trusts(meta.idle_for);
                 Box::pin(async move {
-                    if meta.idle_for > TRUSTED_IDLE {
+                    if !trusted {
                         connection.ping().await?;
                     }
                     Ok(true)
@@ -207,6 +240,7 @@ impl PostgresStore {
             hot: Mutex::default(),
             journal: tokio::sync::Mutex::default(),
             connect,
+            broke,
         })
     }
 
@@ -224,7 +258,7 @@ impl PostgresStore {
     async fn rows(&self, asked: Asked<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
         match tokio::time::timeout(ANSWER_TIMEOUT, rows(self.route, &mut connection, asked)).await {
-            Ok(rows) => rows,
+            Ok(rows) => rows.inspect_err(|error| self.broke.note(error)),
             Err(_) => {
                 // Nobody knows what will still come over it.
                 drop(connection.detach());
@@ -241,19 +275,41 @@ impl PostgresStore {
         }
         // Taken: if this is dropped in its midst, the connection goes with it.
         let mut connection = match kept.take() {
-            Some((connection, used)) if used.elapsed() <= TRUSTED_IDLE => connection,
+            Some((connection, used)) if self.broke.trusts(used.elapsed()) => connection,
             Some((mut connection, _)) => match tokio::time::timeout(ACQUIRE_TIMEOUT, connection.ping()).await {
                 Ok(Ok(())) => connection,
-                _ => attempt(&self.connect).await?,
+                _ => {
+                    self.broke.note_now();
+                    self.reconnect().await?
+                }
             },
-            None => attempt(&self.connect).await?,
+            None => self.reconnect().await?,
         };
         let answered = tokio::time::timeout(ANSWER_TIMEOUT, rows(self.route, &mut connection, asked)).await;
         let rows = answered.unwrap_or_else(|_| Err(silent()));
-        if rows.as_ref().err().is_none_or(leaves_the_session) {
-            *kept = Some((connection, Instant::now()));
+        match rows.as_ref().err().filter(|error| !leaves_the_session(error)) {
+            None => *kept = Some((connection, Instant::now())),
+            Some(error) => self.broke.note(error),
         }
         rows
+    }
+
+    /// A connection for the journal. While the server restarts it is waited for: nothing was asked yet, so that it can be tried again. Once a statement
+    /// has been sent, nobody here knows what became of it; then its callers do what they do for a lost answer.
+    async fn reconnect(&self) -> Result<PgConnection, sqlx::Error> {
+        let patience = self.broke.patience();
+        loop {
+            match attempt(&self.connect).await {
+                Err(error)
+                    if is_passing(&error)
+                        && patience.is_some_and(|until| Instant::now() < until)
+                        && !self.pool.is_closed() =>
+                {
+                    tokio::time::sleep(CONNECT_AGAIN).await;
+                }
+                done => return done,
+            }
+        }
     }
 
     /// The first row of one statement, if there is one.
@@ -281,7 +337,10 @@ impl PostgresStore {
             }
         });
         match answered.await {
-            Ok(done) => done.map(|done: PgQueryResult| done.rows_affected()),
+            Ok(done) => {
+                let done = done.inspect_err(|error| self.broke.note(error));
+                done.map(|done: PgQueryResult| done.rows_affected())
+            }
             Err(_) => {
                 drop(connection.detach());
                 Err(silent())
@@ -311,6 +370,18 @@ async fn rows(route: Route, connection: &mut PgConnection, asked: Asked<'_>) -> 
 fn leaves_the_session(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
     code.is_some_and(|code| !code.starts_with("57P") && !code.starts_with("08"))
+}
+
+/// Whether a server that is restarting says this to whoever connects, or nobody does because it is not there yet.
+fn is_passing(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(error) => error.code().as_deref() == Some("57P03"),
+        sqlx::Error::Io(error) => {
+            use std::io::ErrorKind::{ConnectionRefused, ConnectionReset, NotFound};
+            matches!(error.kind(), ConnectionRefused | ConnectionReset | NotFound)
+        }
+        _ => false,
+    }
 }
 
 fn silent() -> sqlx::Error {
