@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::*;
 use crate::ids::ReplicaId;
 use crate::store::conformance::{World, agent, conversation, org, user};
-use crate::store::{CommitResult, PutAgent, Store, Write};
+use crate::store::{Accept, AcceptResult, ClaimRequest, CommitResult, PutAgent, Store, Write, Written};
 
 const SNAPSHOTS_KEPT: u32 = 3;
 
@@ -372,6 +372,63 @@ async fn file_mode_is_refused_with_its_reason() {
     };
     let put = world.store.put_agent(&org("acme"), &agent(), settings, 3, world.now()).await.unwrap();
     assert!(matches!(put, PutAgent::NoFileMode), "{put:?}");
+}
+
+#[tokio::test]
+async fn o5_ten_thousand_queued_turns_delay_no_other_orgs_single_one() {
+    const QUEUED: usize = 10_000;
+    let world = world().await;
+    let bounds = crate::admission::QueueBounds {
+        conversation_queue_max: 10,
+        org_queue_max: 2 * QUEUED,
+        host_queue_max: 2 * QUEUED,
+    };
+    let began = Instant::now();
+    for some in (0..QUEUED).collect::<Vec<_>>().chunks(500) {
+        // Two to a conversation: half of them are ready.
+        let accept = |n: &usize| Accept { bounds, ..world.message(&format!("c-{}", n / 2)) };
+        let batch = some.iter().map(|n| Write::Accept(Box::new(accept(n)))).collect();
+        let written = world.batch(batch).await;
+        assert!(written.iter().all(|one| matches!(one, Written::Accept(AcceptResult::Accepted { .. }))));
+    }
+    println!("{QUEUED} turns queued in {:?}", began.elapsed());
+    // Other hosts, each of which goes by what it has served itself.
+    let mut hosts = vec![(Arc::clone(&world.store), world.replica)];
+    for _ in 0..3 {
+        let store: Arc<dyn Store> =
+            Arc::new(PostgresStore::open(home(&world).database.options()).await.expect("it opens"));
+        hosts.push((store, world.another_replica(1_000_000).await));
+    }
+    let claim = async |host: usize, slots: usize| {
+        let (store, holder) = &hosts[host % hosts.len()];
+        let request = ClaimRequest { holder: *holder, ..world.claim_request(slots) };
+        let mut written = store.write(vec![Write::Claim(request)], world.now()).await.expect("the store answers");
+        let Some(Written::Claim(claimed)) = written.pop() else { panic!("a claim is answered by one") };
+        claimed
+    };
+    let mut slowest = Duration::ZERO;
+    for round in 0..6 {
+        for host in 0..hosts.len() {
+            assert_eq!(claim(host, 8).await.len(), 8, "there is enough for all");
+        }
+        world.advance_ms(1_000);
+        let single = world.submit(Accept { bounds, ..world.message_of_zeta(&format!("c-{round}")) }).await;
+        // Whichever host has a slot next: one it is.
+        let began = Instant::now();
+        let mut next = Vec::new();
+        for host in 0..hosts.len() {
+            next.extend(claim(round + host, 1).await.into_iter().map(|claimed| claimed.lease.turn));
+        }
+        slowest = slowest.max(began.elapsed());
+        assert_eq!(next.len(), hosts.len());
+        assert!(next.contains(&single), "it is among the next {}", hosts.len());
+        assert_eq!(next[0], single, "a host that has just served the one serves the other");
+    }
+    println!("{} claims took {slowest:?} at most", hosts.len());
+    for (store, _) in &hosts[1..] {
+        store.close().await;
+    }
+    check(&world).await;
 }
 
 #[tokio::test]
