@@ -46,6 +46,14 @@ impl SeenEvent {
     }
 }
 
+/// Events but for the moment of acceptance, which whoever accepted the turn tells from just before it was written, and everybody else as it was.
+pub fn told(mut events: Vec<SeenEvent>) -> Vec<SeenEvent> {
+    for event in events.iter_mut().filter(|event| event.kind == "turn.accepted") {
+        event.data["accepted_at"] = json!(null);
+    }
+    events
+}
+
 /// An open stream of a turn's events.
 pub struct Events(BoxStream<'static, SeenEvent>);
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
@@ -12,16 +11,19 @@ use turnhouse::clock::Clock;
 use turnhouse::config::Config;
 use turnhouse::host::Host;
 use turnhouse::ids::{OrgId, UserId};
+use turnhouse::store::postgres::{PostgresOptions, PostgresStore};
 use turnhouse::store::sqlite::{SqliteOptions, SqliteStore};
 use turnhouse::store::{LiveCounts, Store};
 use turnhouse::{http, keys};
 
 use crate::client::{Client, Turn};
+use crate::database::{Backing, Database, Home};
 use crate::faulty::{Faulty, Network};
-use crate::tables::Tables;
 
 /// How its replicas are to be.
 pub struct Setup {
+    /// On what they keep what they must remember.
+    pub backing: Backing,
     /// Whether writes are told to the others at once.
     pub hints: bool,
     /// Whether the store tells its time. If not, each replica goes by its own clock.
@@ -34,7 +36,7 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { hints: false, tells_time: true, skews_ms: Vec::new(), change: |_| {} }
+        Setup { backing: Backing::chosen(), hints: false, tells_time: true, skews_ms: Vec::new(), change: |_| {} }
     }
 }
 
@@ -45,7 +47,7 @@ pub struct Cluster {
     store: Arc<dyn Store>,
     hints: Option<broadcast::Sender<turnhouse::store::Hint>>,
     setup: Setup,
-    dir: TempDir,
+    home: Home,
 }
 
 /// One of them.
@@ -63,22 +65,23 @@ pub struct Replica {
 }
 
 impl Cluster {
-    /// So many replicas on a fresh embedded store.
+    /// So many replicas on a fresh store.
     pub async fn start(replicas: usize) -> Cluster {
         Cluster::start_with(replicas, Setup::default()).await
     }
 
     /// The same, set up otherwise.
     pub async fn start_with(replicas: usize, setup: Setup) -> Cluster {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let store = SqliteStore::open(SqliteOptions::new(dir.path().join("data"))).await.expect("the store opens");
-        Cluster::start_on(replicas, Arc::new(store), dir, setup).await
-    }
-
-    /// The same on a store that was opened already; `dir` is for what each replica keeps beside it.
-    pub async fn start_on(replicas: usize, store: Arc<dyn Store>, dir: TempDir, setup: Setup) -> Cluster {
+        let home = Home::on(setup.backing);
+        let store: Arc<dyn Store> = match home.database() {
+            Some(database) => Arc::new(open(database, false).await),
+            None => {
+                let options = SqliteOptions::new(home.path().join("data"));
+                Arc::new(SqliteStore::open(options).await.expect("the store opens"))
+            }
+        };
         let hints = setup.hints.then(|| broadcast::Sender::new(1_024));
-        let mut cluster = Cluster { replicas: Vec::new(), store, hints, setup, dir };
+        let mut cluster = Cluster { replicas: Vec::new(), store, hints, setup, home };
         for _ in 0..replicas {
             cluster.add().await;
         }
@@ -93,7 +96,7 @@ impl Cluster {
     /// The same with settings of its own.
     pub async fn add_with(&mut self, change: impl FnOnce(&mut Config)) -> usize {
         let index = self.replicas.len();
-        let data_dir = self.dir.path().join(format!("replica-{index}"));
+        let data_dir = self.home.path().join(format!("replica-{index}"));
         std::fs::create_dir_all(&data_dir).expect("a directory");
         let mut config = Config { data_dir, guest_threads: 1, ..Config::default() };
         config.limits.host_running_max = 16;
@@ -103,7 +106,11 @@ impl Cluster {
         (config.limits.lease_ttl_ms, config.limits.lease_renew_ms, config.limits.lease_margin_ms) = (3_000, 500, 1_000);
         (self.setup.change)(&mut config);
         change(&mut config);
-        let store = Arc::new(Faulty::new(self.store.clone(), self.hints.clone(), self.setup.tells_time));
+        let tells_time = self.setup.tells_time;
+        let store = Arc::new(match self.home.database() {
+            Some(database) => Faulty::shared(Arc::new(open(database, self.setup.hints).await), tells_time),
+            None => Faulty::embedded(self.store.clone(), self.hints.clone(), tells_time),
+        });
         let clock = match self.setup.skews_ms.get(index) {
             Some(skew) => Clock::following(turnhouse::clock::Timestamp(Clock::system().now().0 + skew)),
             None => Clock::system(),
@@ -183,6 +190,8 @@ impl Cluster {
         replica.store.set(Network::Gone);
         replica.gateway.abort();
         replica.host.abandon().await;
+        // Its machine's connections to the store end with it.
+        replica.store.close().await;
     }
 
     /// Waits until nothing is live, drains every replica that is left, and looks for faults in the tables and for what was forgotten in memory.
@@ -198,6 +207,15 @@ impl Cluster {
             self.drain(replica).await;
         }
         self.store.close().await;
-        assert_eq!(Tables::open(&self.dir.path().join("data")).faults(), Vec::<String>::new());
+        assert_eq!(self.home.tables(&self.home.path().join("data")).faults(), Vec::<String>::new());
     }
+
+    /// The database, where the store is PostgreSQL.
+    pub fn database(&self) -> Option<&Database> {
+        self.home.database()
+    }
+}
+
+async fn open(database: &Database, hints: bool) -> PostgresStore {
+    PostgresStore::open(PostgresOptions { hints, ..database.options() }).await.expect("the store opens")
 }

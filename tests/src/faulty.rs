@@ -1,10 +1,11 @@
 //! A store as one replica meets it: behind a network that can be cut, hang, or lose answers, and with a clock of its own.
 //!
-//! Every replica of a [`crate::Cluster`] has one of these over the store that they share. To its host it says that the store is shared; the time that
-//! the store goes by is this process', whatever the host's clock says, as a database's is its own.
+//! Every replica of a [`crate::Cluster`] has one of these. Over PostgreSQL it adds the network and nothing else. Over the embedded store, which all
+//! replicas of the cluster then have as one, it also stands in for what only a shared store has: it says that it is shared, tells hints, and has a time
+//! of its own, whatever the host's clock says.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -51,17 +52,37 @@ enum Call {
 pub struct Faulty {
     store: Arc<dyn Store>,
     network: watch::Sender<Network>,
-    hints: Option<broadcast::Sender<Hint>>,
+    stands_in: Option<StandIn>,
     tells_time: bool,
-    clock: Clock,
     reads: AtomicU64,
+    blind: AtomicBool,
+}
+
+/// What the embedded store lacks.
+struct StandIn {
+    hints: Option<broadcast::Sender<Hint>>,
+    clock: Clock,
 }
 
 impl Faulty {
-    /// Over `store`. With `hints`, what this replica writes is told there to all.
-    pub fn new(store: Arc<dyn Store>, hints: Option<broadcast::Sender<Hint>>, tells_time: bool) -> Faulty {
-        let network = watch::Sender::new(Network::Fine);
-        Faulty { store, network, hints, tells_time, clock: Clock::system(), reads: AtomicU64::new(0) }
+    /// Over the embedded store, which others have, too. With `hints`, what this replica writes is told there to all.
+    pub fn embedded(store: Arc<dyn Store>, hints: Option<broadcast::Sender<Hint>>, tells_time: bool) -> Faulty {
+        Faulty::new(store, Some(StandIn { hints, clock: Clock::system() }), tells_time)
+    }
+
+    /// Over a shared store that was opened for this replica alone. Not to tell its time is all that can be changed of it.
+    pub fn shared(store: Arc<dyn Store>, tells_time: bool) -> Faulty {
+        Faulty::new(store, None, tells_time)
+    }
+
+    fn new(store: Arc<dyn Store>, stands_in: Option<StandIn>, tells_time: bool) -> Faulty {
+        let (network, reads, blind) = (watch::Sender::new(Network::Fine), AtomicU64::new(0), AtomicBool::new(false));
+        Faulty { store, network, stands_in, tells_time, reads, blind }
+    }
+
+    /// From now on polls have no answer: whoever waits for a turn hears of it by a hint, or not at all.
+    pub fn blind(&self) {
+        self.blind.store(true, Ordering::Relaxed);
     }
 
     /// Changes what becomes of calls, also of those that wait.
@@ -74,8 +95,8 @@ impl Faulty {
         self.reads.load(Ordering::Relaxed)
     }
 
-    fn now(&self, _of_the_host: Timestamp) -> Timestamp {
-        self.clock.now()
+    fn now(&self, of_the_host: Timestamp) -> Timestamp {
+        self.stands_in.as_ref().map_or(of_the_host, |stands_in| stands_in.clock.now())
     }
 
     async fn through<T>(&self, call: Call, answer: impl Future<Output = Result<T>> + Send) -> Result<T> {
@@ -109,7 +130,7 @@ impl Faulty {
 
     /// What a batch may have changed for others. It comes back to this replica, too, as from any database.
     fn tell(&self, turns: Vec<TurnId>, ready: bool) {
-        let Some(hints) = &self.hints else { return };
+        let Some(StandIn { hints: Some(hints), .. }) = &self.stands_in else { return };
         let ready = ready.then_some(Hint::Ready);
         for hint in ready.into_iter().chain(turns.into_iter().map(Hint::Turn)) {
             let _ = hints.send(hint);
@@ -200,6 +221,9 @@ impl Store for Faulty {
     }
 
     async fn progress(&self, turns: &[(OrgId, TurnId)]) -> Result<Vec<Option<Progress>>> {
+        if self.blind.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
         self.through(Call::Read, self.store.progress(turns)).await
     }
 
@@ -369,7 +393,10 @@ impl Store for Faulty {
     }
 
     fn hints(&self) -> Option<broadcast::Receiver<Hint>> {
-        self.hints.as_ref().map(broadcast::Sender::subscribe)
+        match &self.stands_in {
+            Some(stands_in) => stands_in.hints.as_ref().map(broadcast::Sender::subscribe),
+            None => self.store.hints(),
+        }
     }
 
     fn shared(&self) -> bool {
@@ -377,12 +404,21 @@ impl Store for Faulty {
     }
 
     async fn time(&self) -> Result<Option<Timestamp>> {
-        let now = async { Ok(self.clock.now()) };
-        if self.tells_time { self.through(Call::Read, now).await.map(Some) } else { Ok(None) }
+        if !self.tells_time {
+            return Ok(None);
+        }
+        match &self.stands_in {
+            Some(stands_in) => self.through(Call::Read, async { Ok(Some(stands_in.clock.now())) }).await,
+            None => self.through(Call::Read, self.store.time()).await,
+        }
     }
 
-    /// The others go on.
-    async fn close(&self) {}
+    async fn close(&self) {
+        // The embedded one is the others', too, and they go on.
+        if self.stands_in.is_none() {
+            self.store.close().await;
+        }
+    }
 }
 
 fn turn_of(write: &Write) -> Option<TurnId> {

@@ -1,8 +1,7 @@
 //! A host in this process, with its gateway on a free port of the loopback interface.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use turnhouse::caller::Scopes;
@@ -13,6 +12,7 @@ use turnhouse::store::LiveCounts;
 use turnhouse::{http, keys};
 
 use crate::client::Client;
+use crate::database::Home;
 use crate::tables::Tables;
 
 /// A host of a test.
@@ -21,45 +21,50 @@ pub struct TestHost {
     pub host: Host,
     /// Where its gateway listens.
     pub url: String,
-    dir: Option<TempDir>,
-    data_dir: PathBuf,
     config: Config,
     stop: CancellationToken,
     gateway: tokio::task::JoinHandle<()>,
+    home: Home,
 }
 
 impl TestHost {
-    /// A host on a fresh data directory, with small pools.
+    /// A host on a fresh data directory and the chosen store, with small pools.
     pub async fn start() -> TestHost {
         TestHost::start_with(|_| {}).await
     }
 
     /// A host whose configuration `change` has changed.
     pub async fn start_with(change: impl FnOnce(&mut Config)) -> TestHost {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let mut config = Config { data_dir: dir.path().join("data"), guest_threads: 2, ..Config::default() };
+        let home = Home::new();
+        let mut config = Config { data_dir: home.path().join("data"), guest_threads: 2, ..Config::default() };
+        if let Some(database) = home.database() {
+            config.database_url = Some(database.url());
+            config.database_connections = 5;
+        }
         config.limits.host_running_max = 32;
         // What runs when a test ends its host is given back half a second later.
         config.limits.drain_timeout_ms = 3_500;
         change(&mut config);
-        let mut host = TestHost::start_at(config).await;
-        host.dir = Some(dir);
-        host
+        TestHost::start_in(home, config).await
     }
 
-    /// A host on what `config` names.
-    pub async fn start_at(config: Config) -> TestHost {
+    async fn start_in(home: Home, config: Config) -> TestHost {
         let host = Host::start(config.clone()).await.expect("the host starts");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("its address"));
         let stop = CancellationToken::new();
         let gateway = tokio::spawn(http::serve(host.clone(), listener, stop.clone().cancelled_owned()));
-        TestHost { host, url, dir: None, data_dir: config.data_dir.clone(), config, stop, gateway }
+        TestHost { host, url, config, stop, gateway, home }
     }
 
     /// Where the host keeps its data.
     pub fn data_dir(&self) -> &Path {
-        &self.data_dir
+        &self.config.data_dir
+    }
+
+    /// What its store holds.
+    pub fn tables(&self) -> Tables {
+        self.home.tables(self.data_dir())
     }
 
     /// A member of an org with a key of these scopes; the org is made if it is new.
@@ -80,37 +85,36 @@ impl TestHost {
 
     /// Drains the host, and starts another on the same data.
     pub async fn restart(self) -> TestHost {
-        self.restart_after(|_| {}).await
+        self.restart_after(|_, _| {}).await
     }
 
-    /// The same; what is done to the data directory in between is `meanwhile`'s.
-    pub async fn restart_after(mut self, meanwhile: impl FnOnce(&Path)) -> TestHost {
-        let dir = self.dir.take();
-        let config = self.config.clone();
+    /// The same; what is done to the data directory and to the tables in between is `meanwhile`'s.
+    pub async fn restart_after(mut self, meanwhile: impl FnOnce(&Path, Tables)) -> TestHost {
         self.shut_down().await;
-        meanwhile(&config.data_dir);
-        let mut next = TestHost::start_at(config).await;
-        next.dir = dir;
-        next
+        meanwhile(self.data_dir(), self.tables());
+        TestHost::start_in(self.home, self.config).await
     }
 
     /// Waits until nothing is live, drains the host and asserts that it leaves nothing behind: no marker, no slot, no temporary directory, and tables
     /// without a fault.
     pub async fn stop(mut self) {
         crate::eventually("no live turn is left", async || self.live().await == LiveCounts::default()).await;
-        let (dir, data_dir) = (self.dir.take(), self.data_dir.clone());
         self.shut_down().await;
-        assert_eq!(Tables::open(&data_dir).faults(), Vec::<String>::new());
-        let temporary = std::fs::read_dir(data_dir.join("files/temporary")).expect("the host has made it");
-        assert_eq!(temporary.count(), 0, "a temporary directory is left");
-        drop(dir);
+        assert_eq!(self.tables().faults(), Vec::<String>::new());
+        let files = self.data_dir().join("files");
+        if self.home.database().is_some() {
+            assert!(!files.exists(), "private directories need the embedded store");
+        } else {
+            let temporary = std::fs::read_dir(files.join("temporary")).expect("the host has made it");
+            assert_eq!(temporary.count(), 0, "a temporary directory is left");
+        }
     }
 
-    async fn shut_down(self) {
+    async fn shut_down(&mut self) {
         self.stop.cancel();
         self.host.drain().await;
         assert_eq!(self.host.dispatch.slots.in_use(), 0, "a slot is still held");
         assert!(self.host.dispatch.running().is_empty(), "a run is still tracked");
-        let _ = tokio::time::timeout(crate::PATIENCE, self.gateway).await.expect("the gateway ends");
+        let _ = tokio::time::timeout(crate::PATIENCE, &mut self.gateway).await.expect("the gateway ends");
     }
 }

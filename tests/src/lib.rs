@@ -1,4 +1,4 @@
-//! The harness of the end-to-end suites: a whole host on a fresh data directory, and a client that speaks the real HTTP API to it.
+//! The harness of the end-to-end suites: a whole host on a fresh store, the embedded or the shared one, and a client that speaks the real HTTP API to it.
 //!
 //! ```no_run
 //! # async fn example() -> anyhow::Result<()> {
@@ -19,6 +19,8 @@ pub mod client;
 
 pub mod cluster;
 
+pub mod database;
+
 pub mod faulty;
 
 pub mod host;
@@ -29,6 +31,7 @@ pub mod tables;
 
 pub use client::{Client, Events, SeenEvent, Turn};
 pub use cluster::{Cluster, Setup};
+pub use database::{Backing, Database, Home, on_postgres};
 pub use faulty::Network;
 pub use host::TestHost;
 pub use program::Program;

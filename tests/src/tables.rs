@@ -1,13 +1,26 @@
-//! What the tables of a data directory say, read beside the host: the other half of every check on what clients were told.
+//! What a store's tables say, read beside the host: the other half of every check on what clients were told.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags, Row};
+use rusqlite::types::Value;
+use rusqlite::{Connection, OpenFlags};
+use serde_json::Value as Json;
+use sqlx::postgres::{PgRow, PgValueRef};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _, TypeInfo as _, ValueRef as _};
 use uuid::Uuid;
 
-/// A data directory's database.
-pub struct Tables(Connection);
+use crate::database::{Database, wait};
+
+/// A store's tables. Statements that mean the same to both databases may be asked of either.
+pub struct Tables(Place);
+
+enum Place {
+    /// A data directory's file.
+    File(Connection),
+    /// The URL of a PostgreSQL database; each statement has a connection of its own.
+    Database(String),
+}
 
 /// A row of `turns`.
 #[derive(Debug, Clone)]
@@ -30,54 +43,114 @@ impl Tables {
     /// Opens the database of `data_dir` for reading.
     pub fn open(data_dir: &Path) -> Tables {
         let connection = Connection::open_with_flags(file(data_dir), OpenFlags::SQLITE_OPEN_READ_ONLY);
-        Tables(connection.expect("the database opens"))
+        Tables(Place::File(connection.expect("the database opens")))
     }
 
-    /// Opens it for writing: for tests that damage what is stored.
-    pub fn open_to_damage(data_dir: &Path) -> Tables {
-        let connection = Connection::open(file(data_dir)).expect("the database opens");
-        connection.busy_timeout(crate::PATIENCE).expect("a time-out is set");
-        Tables(connection)
+    /// The tables of a PostgreSQL database.
+    pub fn of(database: &Database) -> Tables {
+        Tables(Place::Database(database.direct_url()))
+    }
+
+    /// The same for writing: for tests that damage what is stored.
+    #[must_use]
+    pub fn to_damage(self) -> Tables {
+        match self.0 {
+            Place::File(connection) => {
+                let connection = Connection::open(connection.path().expect("it has a file")).expect("it opens");
+                connection.busy_timeout(crate::PATIENCE).expect("a time-out is set");
+                Tables(Place::File(connection))
+            }
+            database => Tables(database),
+        }
     }
 
     /// Runs statements.
     pub fn execute(&self, sql: &str) {
-        self.0.execute_batch(sql).expect("the statements run");
+        match &self.0 {
+            Place::File(connection) => connection.execute_batch(sql).expect("the statements run"),
+            Place::Database(url) => {
+                let (url, sql) = (url.clone(), sql.to_owned());
+                wait(async move {
+                    let mut connection = PgConnection::connect(&url).await.expect("the database answers");
+                    connection.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.expect("the statements run");
+                });
+            }
+        }
     }
 
     /// The number that a query gives.
     pub fn count(&self, sql: &str) -> i64 {
-        self.0.query_row(sql, [], |row| row.get(0)).expect("a number")
+        self.rows(sql).pop().expect("a row").number(0)
     }
 
-    fn all<T>(&self, sql: &str, read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>) -> Vec<T> {
-        let mut statement = self.0.prepare(sql).expect("a statement");
-        let rows = statement.query_map([], read).expect("rows");
-        rows.collect::<Result<_, _>>().expect("rows of these columns")
+    fn rows(&self, sql: &str) -> Vec<Row> {
+        match &self.0 {
+            Place::File(connection) => {
+                let mut statement = connection.prepare(sql).expect("a statement");
+                let columns = statement.column_count();
+                let rows = statement.query_map([], |row| (0..columns).map(|column| row.get(column)).collect());
+                rows.expect("rows").map(|row| Row(row.expect("a row"))).collect()
+            }
+            Place::Database(url) => {
+                let (url, sql) = (url.clone(), sql.to_owned());
+                wait(async move {
+                    let mut connection = PgConnection::connect(&url).await.expect("the database answers");
+                    let rows = connection.fetch_all(sqlx::query(AssertSqlSafe(sql.clone()))).await;
+                    rows.unwrap_or_else(|error| panic!("{sql}: {error}")).iter().map(Row::of).collect()
+                })
+            }
+        }
     }
 
     /// Every turn, in the order of acceptance of its conversation.
     pub fn turns(&self) -> Vec<TurnRow> {
-        let sql = "SELECT turn_id, org_id || '/' || agent_id || '/' || coalesce(conversation_id, ''), seq, outcome, CAST(reply AS TEXT), attempts
-            FROM turns ORDER BY 2, seq";
-        self.all(sql, |row| {
-            Ok(TurnRow {
-                id: Uuid::from_bytes(row.get(0)?).to_string(),
-                lane: row.get(1)?,
-                seq: row.get(2)?,
-                outcome: row.get(3)?,
-                reply: row.get(4)?,
-                attempts: row.get(5)?,
-            })
-        })
+        let rows = self.rows(
+            "SELECT turn_id, org_id || '/' || agent_id || '/' || coalesce(conversation_id, '') AS lane, seq, outcome, reply, attempts
+               FROM turns ORDER BY 2, seq",
+        );
+        let turn = |row: &Row| TurnRow {
+            id: row.id(0).to_string(),
+            lane: row.text(1),
+            seq: row.if_any(2, Row::number),
+            outcome: row.if_any(3, Row::text),
+            reply: row.if_any(4, Row::body),
+            attempts: row.if_any(5, Row::number),
+        };
+        rows.iter().map(turn).collect()
     }
 
     /// The text of every turn's message.
     pub fn messages(&self) -> Vec<String> {
-        self.all("SELECT CAST(message AS TEXT) ->> '$.text' FROM turns", |row| row.get(0))
+        let rows = self.rows("SELECT message FROM turns");
+        let text = |row: &Row| row.json(0)["text"].as_str().expect("a text").to_owned();
+        rows.iter().map(text).collect()
     }
 
-    /// Everything that is wrong with a database whose host is drained and idle: turns without an end, markers that are left, chains that
+    /// The tables that hold this text somewhere.
+    pub fn that_hold(&self, text: &str) -> Vec<String> {
+        let (names, found) = match &self.0 {
+            Place::File(_) => ("SELECT name FROM sqlite_schema WHERE type = 'table'", None),
+            // A body shows as its hex digits.
+            Place::Database(_) => (
+                "SELECT tablename::text FROM pg_tables WHERE schemaname = current_schema()",
+                Some(format!("t::text LIKE '%{text}%' OR t::text LIKE '%{}%'", hex(text))),
+            ),
+        };
+        let mut holding = Vec::new();
+        for name in self.rows(names).iter().map(|row| row.text(0)) {
+            let found = found.clone().unwrap_or_else(|| {
+                let columns = self.rows(&format!("SELECT name FROM pragma_table_info('{name}')"));
+                let has = |column: &Row| format!("instr(CAST({} AS BLOB), CAST('{text}' AS BLOB)) > 0", column.text(0));
+                columns.iter().map(has).collect::<Vec<_>>().join(" OR ")
+            });
+            if self.count(&format!("SELECT count(*) FROM {name} t WHERE {found}")) > 0 {
+                holding.push(name);
+            }
+        }
+        holding
+    }
+
+    /// Everything that is wrong with a database whose hosts are drained and idle: turns without an end, markers that are left, chains that
     /// are none. Empty when all is well.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
@@ -85,9 +158,21 @@ impl Tables {
         if markers > 0 {
             faults.push(format!("{markers} markers are left"));
         }
-        let integrity: String = self.0.query_row("PRAGMA integrity_check", [], |row| row.get(0)).expect("a check");
-        if integrity != "ok" {
-            faults.push(format!("the file is damaged: {integrity}"));
+        match &self.0 {
+            Place::File(_) => {
+                let integrity = self.rows("PRAGMA integrity_check").pop().expect("a check").text(0);
+                if integrity != "ok" {
+                    faults.push(format!("the file is damaged: {integrity}"));
+                }
+            }
+            Place::Database(_) => {
+                for row in self.rows(
+                    "SELECT org_id, waiting, ready, running FROM org_load WHERE waiting <> 0 OR ready <> 0 OR running <> 0",
+                ) {
+                    let counts = [row.number(1), row.number(2), row.number(3)];
+                    faults.push(format!("org {} is said to have live turns: {counts:?}", row.text(0)));
+                }
+            }
         }
         for turn in self.turns().iter().filter(|turn| turn.outcome.is_none()) {
             faults.push(format!("turn {} of {} has no end", turn.id, turn.lane));
@@ -100,51 +185,43 @@ impl Tables {
     /// S3 and S7: from every conversation's head, parents lead over every snapshot of its generation to its root, and each snapshot is of the
     /// completed turn whose run wrote it.
     fn chain_faults(&self, faults: &mut Vec<String>) {
-        struct Snapshot {
-            lane: String,
-            run: [u8; 16],
-            parent: [u8; 16],
-            outcome: Option<String>,
-            is_its_turns_run: bool,
-        }
-        let snapshots = self.all(
-            "SELECT s.org_id || '/' || s.agent_id || '/' || s.conversation_id, s.run_id, s.parent_run, t.outcome, s.run_id IS t.run_id
-             FROM snapshots s LEFT JOIN turns t ON t.org_id = s.org_id AND t.turn_id = s.turn_id",
-            |row| {
-                let (lane, run, parent) = (row.get(0)?, row.get(1)?, row.get(2)?);
-                Ok(Snapshot { lane, run, parent, outcome: row.get(3)?, is_its_turns_run: row.get(4)? })
-            },
+        let snapshots = self.rows(
+            "SELECT s.org_id || '/' || s.agent_id || '/' || s.conversation_id AS lane, s.run_id, s.parent_run, t.outcome,
+                    s.run_id IS NOT DISTINCT FROM t.run_id AS own
+               FROM snapshots s LEFT JOIN turns t ON t.org_id = s.org_id AND t.turn_id = s.turn_id",
         );
-        let mut parents: HashMap<(&str, [u8; 16]), [u8; 16]> = HashMap::new();
-        let mut had: HashSet<(&str, [u8; 16])> = HashSet::new();
+        let mut parents: HashMap<(String, Uuid), Uuid> = HashMap::new();
+        let mut had: HashSet<(String, Uuid)> = HashSet::new();
         for snapshot in &snapshots {
-            let (lane, run) = (&snapshot.lane, Uuid::from_bytes(snapshot.run));
-            if snapshot.outcome.as_deref() != Some("completed") {
-                faults.push(format!("snapshot {run} of {lane} is of a turn that is {:?}", snapshot.outcome));
+            let (lane, run, parent) = (snapshot.text(0), snapshot.id(1), snapshot.id(2));
+            let outcome = snapshot.if_any(3, Row::text);
+            if outcome.as_deref() != Some("completed") {
+                faults.push(format!("snapshot {run} of {lane} is of a turn that is {outcome:?}"));
             }
-            if !snapshot.is_its_turns_run {
+            if !snapshot.yes(4) {
                 faults.push(format!("snapshot {run} of {lane} belongs to another run than its turn's"));
             }
-            if !had.insert((lane, snapshot.parent)) {
+            if !had.insert((lane.clone(), parent)) {
                 faults.push(format!("two snapshots of {lane} have one parent"));
             }
-            parents.insert((lane, snapshot.run), snapshot.parent);
+            parents.insert((lane, run), parent);
         }
-        let lanes: Vec<(String, [u8; 16], [u8; 16], bool)> = self.all(
-            "SELECT org_id || '/' || agent_id || '/' || conversation_id, head_run, generation, deleted_at IS NOT NULL FROM conversations",
-            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
+        let lanes = self.rows(
+            "SELECT org_id || '/' || agent_id || '/' || conversation_id AS lane, head_run, generation, deleted_at IS NOT NULL AS deleted
+               FROM conversations",
         );
-        for (lane, head, root, deleted) in &lanes {
-            let all = snapshots.iter().filter(|snapshot| snapshot.lane == *lane).count();
-            let (mut at, mut steps) = (*head, 0);
-            while at != *root && steps <= all {
-                match parents.get(&(lane.as_str(), at)) {
+        for row in &lanes {
+            let (lane, head, root, deleted) = (row.text(0), row.id(1), row.id(2), row.yes(3));
+            let all = snapshots.iter().filter(|snapshot| snapshot.text(0) == lane).count();
+            let (mut at, mut steps) = (head, 0);
+            while at != root && steps <= all {
+                match parents.get(&(lane.clone(), at)) {
                     Some(parent) => at = *parent,
                     None => break,
                 }
                 steps += 1;
             }
-            if at != *root || (*deleted && all > 0) {
+            if at != root || (deleted && all > 0) {
                 faults.push(format!("the chain of {lane} does not lead to its root: {steps} of {all} snapshots"));
             }
         }
@@ -152,17 +229,95 @@ impl Tables {
 
     /// E1: the log's rows of a turn and epoch do not overlap.
     fn event_faults(&self, faults: &mut Vec<String>) {
-        let rows: Vec<([u8; 16], i64, i64, i64)> = self.all(
-            "SELECT turn_id, epoch, first_seq, json_array_length(CAST(body AS TEXT)) FROM turn_events ORDER BY 1, 2, 3",
-            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
-        );
+        let rows = self.rows("SELECT turn_id, epoch, first_seq, body FROM turn_events ORDER BY 1, 2, 3");
+        let rows: Vec<(Uuid, i64, i64, i64)> = rows
+            .iter()
+            .map(|row| {
+                let events = row.json(3).as_array().expect("an array of events").len();
+                (row.id(0), row.number(1), row.number(2), i64::try_from(events).expect("a number"))
+            })
+            .collect();
         for pair in rows.windows(2) {
             let ((turn, epoch, first, count), (next_turn, next_epoch, next, _)) = (pair[0], pair[1]);
             if (turn, epoch) == (next_turn, next_epoch) && next < first + count {
-                faults.push(format!("events {epoch}.{next} of {} are there twice", Uuid::from_bytes(turn)));
+                faults.push(format!("events {epoch}.{next} of {turn} are there twice"));
             }
         }
     }
+}
+
+/// A row, whichever database it came from: ids and bodies are bytes, what is true is 1.
+struct Row(Vec<Value>);
+
+impl Row {
+    fn of(row: &PgRow) -> Row {
+        Row((0..row.len()).map(|column| value(row.try_get_raw(column).expect("a column"))).collect())
+    }
+
+    fn number(&self, column: usize) -> i64 {
+        match &self.0[column] {
+            Value::Integer(number) => *number,
+            other => panic!("{other:?} is no number"),
+        }
+    }
+
+    fn yes(&self, column: usize) -> bool {
+        self.number(column) == 1
+    }
+
+    fn text(&self, column: usize) -> String {
+        match &self.0[column] {
+            Value::Text(text) => text.clone(),
+            other => panic!("{other:?} is no text"),
+        }
+    }
+
+    fn body(&self, column: usize) -> String {
+        match &self.0[column] {
+            Value::Blob(bytes) => String::from_utf8(bytes.clone()).expect("UTF-8"),
+            other => panic!("{other:?} is no body"),
+        }
+    }
+
+    fn json(&self, column: usize) -> Json {
+        serde_json::from_str(&self.body(column)).expect("JSON")
+    }
+
+    fn id(&self, column: usize) -> Uuid {
+        match &self.0[column] {
+            Value::Blob(bytes) => Uuid::from_slice(bytes).expect("an id"),
+            other => panic!("{other:?} is no id"),
+        }
+    }
+
+    fn if_any<T>(&self, column: usize, read: fn(&Row, usize) -> T) -> Option<T> {
+        (self.0[column] != Value::Null).then(|| read(self, column))
+    }
+}
+
+/// PostgreSQL's value as SQLite would have it.
+fn value(value: PgValueRef<'_>) -> Value {
+    use sqlx::{Decode, Postgres};
+    fn read<'r, T: Decode<'r, Postgres>>(value: PgValueRef<'r>) -> T {
+        T::decode(value).expect("a value of its type")
+    }
+    if value.is_null() {
+        return Value::Null;
+    }
+    let kind = value.type_info().name().to_owned();
+    match kind.as_str() {
+        "BOOL" => Value::Integer(read::<bool>(value).into()),
+        "INT4" => Value::Integer(read::<i32>(value).into()),
+        "INT8" => Value::Integer(read(value)),
+        "TEXT" => Value::Text(read(value)),
+        "BYTEA" => Value::Blob(read(value)),
+        "UUID" => Value::Blob(read::<Uuid>(value).as_bytes().to_vec()),
+        other => panic!("a column of type {other}: say here what it is in SQLite"),
+    }
+}
+
+fn hex(text: &str) -> String {
+    text.bytes().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn file(data_dir: &Path) -> std::path::PathBuf {

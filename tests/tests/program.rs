@@ -423,13 +423,13 @@ fn a_database_of_a_newer_schema_is_refused_and_left_alone() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let data_dir = dir.path().join("data");
     program::member(&data_dir, "ann", "admin");
-    Tables::open_to_damage(&data_dir).execute(
+    Tables::open(&data_dir).to_damage().execute(
         "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (99, 'later', 1, x'00', 0)",
     );
     let serve = || run(&["serve", "--listen", "127.0.0.1:0", "--data-dir", text(&data_dir)]);
     failed(&serve(), 1, &["99", "newer"]);
     failed(&run(&["orgs", "list", "--data-dir", text(&data_dir)]), 1, &["99", "newer"]);
-    let tables = Tables::open_to_damage(&data_dir);
+    let tables = Tables::open(&data_dir).to_damage();
     assert_eq!(tables.count("SELECT count(*) FROM orgs"), 1, "nothing is changed");
     tables.execute("DELETE FROM _sqlx_migrations WHERE version = 99");
     drop(tables);

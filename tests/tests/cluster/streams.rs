@@ -3,19 +3,11 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use turnhouse::ids::OrgId;
 use turnhouse::reader::Reader;
+use turnhouse_tests::client::told;
 use turnhouse_tests::{Cluster, Network, SeenEvent, Setup, Turn, eventually};
-
-/// Events but for the moment of acceptance, which whoever accepted the turn tells from just before it was written.
-fn told(mut events: Vec<SeenEvent>) -> Vec<SeenEvent> {
-    for event in events.iter_mut().filter(|event| event.kind == "turn.accepted") {
-        event.data["accepted_at"] = json!(null);
-    }
-    events
-}
 
 fn text(events: &[SeenEvent]) -> String {
     let deltas = events.iter().filter(|event| event.kind == "output.delta");

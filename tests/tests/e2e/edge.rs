@@ -4,7 +4,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use turnhouse::ids::{OrgId, UserId};
 use turnhouse_tests::client::answer;
-use turnhouse_tests::{Client, Tables, TestHost};
+use turnhouse_tests::{Client, TestHost};
 
 /// Status, code and detail.
 fn told((status, problem): &(StatusCode, Value)) -> (u16, &str, &str) {
@@ -22,7 +22,7 @@ fn refused(answer: &(StatusCode, Value), status: u16, code: &str, says: &str) {
 
 /// How much is stored: turns, conversations, workers, modules, agents, keys of requests.
 fn stored(host: &TestHost) -> Vec<i64> {
-    let tables = Tables::open(host.data_dir());
+    let tables = host.tables();
     ["turns", "turn_markers", "conversations", "worker_versions", "modules", "agents", "idempotency_keys"]
         .map(|table| tables.count(&format!("SELECT count(*) FROM {table}")))
         .to_vec()

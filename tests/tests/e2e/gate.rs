@@ -2,7 +2,7 @@
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-use turnhouse_tests::{Client, Tables, TestHost};
+use turnhouse_tests::{Client, TestHost, on_postgres};
 use uuid::Uuid;
 
 async fn quick() -> TestHost {
@@ -62,7 +62,7 @@ async fn s1_no_instance_is_made_for_a_refused_envelope() {
         let kinds: Vec<String> = turn.events(None).await.all().await.into_iter().map(|event| event.kind).collect();
         assert_eq!(kinds, ["turn.accepted", "turn.failed"]);
     }
-    assert_eq!(Tables::open(host.data_dir()).count("SELECT count(*) FROM snapshots"), 0);
+    assert_eq!(host.tables().count("SELECT count(*) FROM snapshots"), 0);
     host.stop().await;
 }
 
@@ -78,7 +78,7 @@ async fn s1_two_hosts_that_are_handed_the_same_envelope_without_an_org_both_refu
         let ended = ann.turn(answer["turn_id"].as_str().expect("its id")).ended().await;
         assert_eq!(ended["failure"]["reason"], "missing_org", "{ended}");
         assert_eq!(ended["started_at"], Value::Null, "{ended}");
-        assert_eq!(Tables::open(host.data_dir()).count("SELECT count(*) FROM snapshots"), 0);
+        assert_eq!(host.tables().count("SELECT count(*) FROM snapshots"), 0);
         host.stop().await;
     }
 }
@@ -93,7 +93,7 @@ async fn s2_only_all_three_facts_write_a_snapshot() {
         assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
         ann.turn(answer["turn_id"].as_str().expect("its id")).completed().await
     };
-    let snapshots = || Tables::open(host.data_dir()).count("SELECT count(*) FROM snapshots");
+    let snapshots = || host.tables().count("SELECT count(*) FROM snapshots");
     let shared = || envelope(Some(Uuid::now_v7()), Some("acme"), Some("c-1"));
     assert_eq!(say(shared()).await, "1");
     assert_eq!(say(shared()).await, "2");
@@ -109,7 +109,12 @@ async fn s2_only_all_three_facts_write_a_snapshot() {
     }
     let mut file = shared();
     file["mode"] = json!("file");
-    assert_eq!(say(file).await, "1");
+    if on_postgres() {
+        let (status, problem) = ingest(&ann, file).await;
+        assert_eq!((status, &problem["code"]), (StatusCode::BAD_REQUEST, &json!("invalid_setting")), "{problem}");
+    } else {
+        assert_eq!(say(file).await, "1");
+    }
     assert_eq!(snapshots(), 2);
     assert_eq!(say(shared()).await, "3");
     let history = ann.messages("snapshot_counter", "c-1").await;
@@ -145,7 +150,7 @@ async fn an_envelope_of_another_org_is_refused_at_the_door() {
     assert_eq!((status, &problem["code"]), (StatusCode::FORBIDDEN, &json!("org_mismatch")));
     let (status, problem) = ingest(&bob, envelope(None, None, None)).await;
     assert_eq!((status, &problem["code"]), (StatusCode::FORBIDDEN, &json!("scope_missing")));
-    assert_eq!(Tables::open(host.data_dir()).count("SELECT count(*) FROM turns"), 0);
+    assert_eq!(host.tables().count("SELECT count(*) FROM turns"), 0);
     host.stop().await;
 }
 

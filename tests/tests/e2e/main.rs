@@ -1,8 +1,8 @@
-//! A whole host in process, on its embedded store, through its HTTP API. Tests are named for the invariants that they show.
+//! A whole host in process, on either store, through its HTTP API. Tests are named for the invariants that they show.
 
 mod chaos;
 mod edge;
-mod files;
+mod embedded;
 mod gate;
 mod replicas;
 mod snapshots;

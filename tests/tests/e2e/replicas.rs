@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use reqwest::StatusCode;
 use serde_json::json;
-use turnhouse_tests::{Client, Tables, TestHost, Turn};
+use turnhouse_tests::{Client, TestHost, Turn, on_postgres};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r6_a_drain_gives_back_what_runs_without_spending_an_attempt() {
@@ -16,8 +16,7 @@ async fn r6_a_drain_gives_back_what_runs_without_spending_an_attempt() {
     let queued = ann.say("slow_reply", "c-1", "1").await;
     running.reaches("running").await;
     let began = Instant::now();
-    let host = host.restart_after(|data_dir| {
-        let tables = Tables::open(data_dir);
+    let host = host.restart_after(|_, tables| {
         assert_eq!(tables.count("SELECT count(*) FROM turn_markers"), 2, "nothing is lost");
         assert_eq!(tables.count("SELECT count(*) FROM turn_markers WHERE state = 'running'"), 0);
         assert_eq!(tables.count("SELECT max(attempt) FROM turn_markers"), 0, "no attempt is spent");
@@ -53,7 +52,7 @@ async fn r6_a_drain_lets_what_is_nearly_done_finish_and_takes_nothing_new() {
     let last = stream.all().await.pop().expect("an end");
     assert_eq!((last.kind.as_str(), &last.data["reply"]["text"]), ("turn.completed", &json!("1500")));
     drain.await.expect("it drains");
-    assert_eq!(Tables::open(host.data_dir()).faults(), Vec::<String>::new());
+    assert_eq!(host.tables().faults(), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -61,10 +60,14 @@ async fn r7_one_message_that_cannot_be_stored_fails_alone() {
     let host = TestHost::start().await;
     let ann = host.member("acme", "ann", "admin").await;
     ann.deploy("echo").await;
-    Tables::open_to_damage(host.data_dir()).execute(
+    host.tables().to_damage().execute(if on_postgres() {
+        "CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'poisoned'; END $$;
+         CREATE TRIGGER poison BEFORE INSERT ON turns FOR EACH ROW WHEN (convert_from(NEW.message, 'UTF8') LIKE '%poison%')
+         EXECUTE FUNCTION poison()"
+    } else {
         "CREATE TRIGGER poison BEFORE INSERT ON turns WHEN CAST(NEW.message AS TEXT) LIKE '%poison%'
-         BEGIN SELECT RAISE(ABORT, 'poisoned'); END",
-    );
+         BEGIN SELECT RAISE(ABORT, 'poisoned'); END"
+    });
     let submit = |n: usize| {
         let ann = ann.clone();
         async move {
@@ -80,7 +83,7 @@ async fn r7_one_message_that_cannot_be_stored_fails_alone() {
             assert_eq!(ann.turn(body["turn_id"].as_str().expect("its id")).completed().await, n.to_string());
         }
     }
-    assert_eq!(Tables::open(host.data_dir()).count("SELECT count(*) FROM turns"), 60);
+    assert_eq!(host.tables().count("SELECT count(*) FROM turns"), 60);
     host.stop().await;
 }
 

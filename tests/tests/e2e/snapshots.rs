@@ -2,7 +2,7 @@
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use turnhouse_tests::{Client, Tables, TestHost};
+use turnhouse_tests::{Client, TestHost};
 
 /// Saves "dirty", then never ends.
 const SAVES_AND_SPINS: &str = r#"(module
@@ -25,7 +25,7 @@ async fn s3_snapshots_of_a_conversation_form_one_chain() {
     for n in 1..=13 {
         assert_eq!(ann.say("snapshot_counter", "c-1", "more").await.completed().await, n.to_string());
     }
-    let tables = Tables::open(host.data_dir());
+    let tables = host.tables();
     assert_eq!(tables.count("SELECT count(*) FROM snapshots"), 13);
     assert_eq!(
         tables.count("SELECT count(*) FROM snapshots WHERE body IS NOT NULL"),
@@ -90,7 +90,7 @@ async fn s6_a_snapshot_that_cannot_be_read_fails_the_turn() {
     let ann = host.member("acme", "ann", "admin").await;
     ann.deploy("snapshot_counter").await;
     assert_eq!(ann.say("snapshot_counter", "c-1", "one").await.completed().await, "1");
-    Tables::open_to_damage(host.data_dir()).execute("UPDATE snapshots SET body = NULL");
+    host.tables().to_damage().execute("UPDATE snapshots SET body = NULL");
     for _ in 0..2 {
         let turn = ann.say("snapshot_counter", "c-1", "two").await.ended().await;
         assert_eq!(turn["failure"]["code"], "snapshot_unreadable", "{turn}");

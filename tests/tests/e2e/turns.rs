@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use turnhouse_tests::{Client, Tables, TestHost, eventually};
+use turnhouse_tests::client::told;
+use turnhouse_tests::{Client, TestHost, eventually};
 
 fn text(text: &str) -> Value {
     json!({ "message": { "text": text } })
@@ -30,6 +31,7 @@ async fn t1_every_accepted_message_gets_exactly_one_terminal_event() {
         let turn = ann.say(agent, "c-1", "7").await;
         let (one, other) = tokio::join!(turn.events(None), turn.events(None));
         let (one, other) = tokio::join!(one.all(), other.all());
+        let (one, other) = (told(one), told(other));
         assert_eq!(one, other, "two readers of one turn");
         let terminal: Vec<_> = one.iter().filter(|event| event.is_terminal()).collect();
         assert_eq!(terminal.len(), 1, "{one:?}");
@@ -334,7 +336,7 @@ async fn t9_what_one_client_sends_runs_as_it_was_sent() {
         turn.completed().await;
     }
     let overtaken = "SELECT count(*) FROM turns a JOIN turns b ON a.seq < b.seq AND a.started_at > b.started_at";
-    assert_eq!(Tables::open(host.data_dir()).count(overtaken), 0);
+    assert_eq!(host.tables().count(overtaken), 0);
     host.stop().await;
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use turnhouse_tests::{Client, Tables, TestHost, eventually};
+use turnhouse_tests::{Client, TestHost, eventually};
 
 /// WASI's errnos, as the guest tells them.
 const DQUOT: &str = "errno 19";
@@ -65,7 +65,7 @@ async fn a_conversation_finds_its_files_again_and_no_other_does() {
     assert_eq!(does(&ann, "c-2", &["list", "read notes.txt"]).await, ["[]", NOENT]);
     // A private turn: its reply is on its own resource, and there is neither history nor snapshot.
     assert_eq!(ann.messages("files", "c-1").await, Vec::<Value>::new());
-    assert_eq!(Tables::open(host.data_dir()).count("SELECT count(*) FROM snapshots"), 0);
+    assert_eq!(host.tables().count("SELECT count(*) FROM snapshots"), 0);
     host.stop().await;
 }
 
@@ -470,7 +470,7 @@ async fn a_start_keeps_what_is_somebodys_and_removes_what_is_nobodys() {
     does(&ann, "c-2", &["write notes two"]).await;
     let key = ann.key.clone();
     let host = host
-        .restart_after(|data_dir| {
+        .restart_after(|data_dir, _| {
             let files = data_dir.join("files");
             // As a crash leaves them: a temporary directory, and one whose conversation went without it.
             std::fs::create_dir_all(files.join("temporary/left/deep")).expect("made");
@@ -498,7 +498,7 @@ async fn what_another_database_knew_is_kept() {
     let ann = keeper(&host, "acme").await;
     does(&ann, "c-1", &["write notes one"]).await;
     let host = host
-        .restart_after(|data_dir| {
+        .restart_after(|data_dir, _| {
             let tables = rusqlite::Connection::open(data_dir.join("turnhouse.db")).expect("the database");
             tables.execute_batch("DELETE FROM conversations; DELETE FROM turns;").expect("another database");
         })
