@@ -5,4 +5,5 @@ mod chaos;
 mod control;
 mod limits;
 mod loss;
+mod shared;
 mod streams;
