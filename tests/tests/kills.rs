@@ -1,5 +1,6 @@
 //! R1: the real program is killed again and again, at named points and at any moment, while clients talk to it; then one checker reads the
-//! tables and what the clients saw. `TURNHOUSE_TEST_SEED` repeats a run's choices.
+//! tables and what the clients saw. `TURNHOUSE_TEST_SEED` repeats a run's choices. On PostgreSQL it is killed less often: the suite is there for what
+//! differs, that the next program takes over what the killed one held once its lease has expired.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -12,10 +13,12 @@ use futures_util::StreamExt as _;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use turnhouse_tests::choices::{Choices, seed};
-use turnhouse_tests::{Client, Program, SeenEvent, Tables, program};
+use turnhouse_tests::{Client, Home, Program, SeenEvent, Tables, on_postgres, program};
 
 /// How often the program is killed.
 const KILLS: u64 = 200;
+/// The same on PostgreSQL.
+const KILLS_ON_POSTGRES: u64 = 100;
 
 /// A kill that was to come by itself is made from outside when this is over.
 const KILLS_ITSELF_WITHIN: Duration = Duration::from_secs(3);
@@ -218,6 +221,22 @@ fn told_wrong(seen: &Seen) -> Option<String> {
     None
 }
 
+/// The points that this store has.
+fn points() -> Vec<&'static str> {
+    // A commit has no middle there: it is one call of the database's.
+    turnhouse::kill_point::ALL.iter().copied().filter(|point| !(on_postgres() && *point == "mid_commit")).collect()
+}
+
+/// The settings with which the program starts on this store, whatever is asked of it: they lie in its data directory.
+fn settle(home: &Home, data_dir: &Path) {
+    let Some(database) = home.database() else { return };
+    std::fs::create_dir_all(data_dir).expect("a directory");
+    // Nobody may take over before a lease is over: a short one, so that many are.
+    let limits = "[limits]\nlease_ttl_ms = 1500\nlease_renew_ms = 300\nlease_margin_ms = 500\n";
+    let text = format!("database_url = {:?}\n{limits}", database.url().as_str());
+    std::fs::write(data_dir.join("turnhouse.toml"), text).expect("it is written");
+}
+
 fn deploy(data_dir: &Path) -> String {
     let key = program::member(data_dir, "ann", "admin");
     let mut host = Program::serve(data_dir, "127.0.0.1:0", &[]);
@@ -234,8 +253,10 @@ fn deploy(data_dir: &Path) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r1_kills_lose_no_accepted_message_and_repeat_no_terminal_event() {
     let mut choices = Choices::new(seed());
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let data_dir = dir.path().join("data");
+    let kills = if on_postgres() { KILLS_ON_POSTGRES } else { KILLS };
+    let (home, points) = (Home::new(), points());
+    let data_dir = home.path().join("data");
+    settle(&home, &data_dir);
     let key = deploy(&data_dir);
     let address = program::free_address();
     let client = Client::new(&format!("http://{address}"), &key);
@@ -249,11 +270,11 @@ async fn r1_kills_lose_no_accepted_message_and_repeat_no_terminal_event() {
 
     let began = Instant::now();
     let mut by_themselves = HashMap::<String, u32>::new();
-    for kill in 0..KILLS {
+    for kill in 0..kills {
         let (at, data_dir) = (address.clone(), data_dir.clone());
         // A release has no such points.
         if kill % 2 == 0 && cfg!(debug_assertions) {
-            let point = choices.of(turnhouse::kill_point::ALL);
+            let point = choices.of(&points);
             let spec = format!("{point}:{}", 1 + choices.below(6));
             let ended = tokio::task::spawn_blocking(move || {
                 let settings = [("TURNHOUSE_TEST_KILL", spec.as_str())];
@@ -277,7 +298,7 @@ async fn r1_kills_lose_no_accepted_message_and_repeat_no_terminal_event() {
             killed.await.expect("no panic");
         }
     }
-    println!("{KILLS} kills in {:?}, of which at their points: {by_themselves:?}", began.elapsed());
+    println!("{kills} kills in {:?}, of which at their points: {by_themselves:?}", began.elapsed());
 
     let (at, dir_of_last) = (address.clone(), data_dir.clone());
     let host = tokio::task::spawn_blocking(move || {
@@ -296,12 +317,12 @@ async fn r1_kills_lose_no_accepted_message_and_repeat_no_terminal_event() {
     };
     let (followed, forgotten) =
         tokio::time::timeout(Duration::from_secs(60), all).await.expect("every client is answered");
-    let drained = Tables::open(&data_dir);
+    let drained = home.tables(&data_dir);
     turnhouse_tests::eventually("everything ends", async || drained.count("SELECT count(*) FROM turn_markers") == 0)
         .await;
     assert!(host.terminate().success());
 
-    let faults = faults(&Tables::open(&data_dir), &followed, &forgotten);
+    let faults = faults(&home.tables(&data_dir), &followed, &forgotten);
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
     let broken = followed.iter().filter(|seen| seen.connections > 1).count();
     println!(
@@ -311,8 +332,9 @@ async fn r1_kills_lose_no_accepted_message_and_repeat_no_terminal_event() {
     );
     // What was not exercised was not shown.
     if cfg!(debug_assertions) {
-        assert!(by_themselves.values().sum::<u32>() >= 60, "{by_themselves:?}");
-        assert_eq!(by_themselves.len(), turnhouse::kill_point::ALL.len(), "{by_themselves:?}");
+        assert!(u64::from(by_themselves.values().sum::<u32>()) * 10 >= kills * 3, "{by_themselves:?}");
+        assert_eq!(by_themselves.len(), points.len(), "{by_themselves:?}");
     }
-    assert!(broken >= 20 && talk.accepted.load(Ordering::SeqCst) >= 100, "{broken} streams broke");
+    let accepted = talk.accepted.load(Ordering::SeqCst);
+    assert!(broken as u64 * 10 >= kills && accepted * 2 >= kills, "{accepted} turns, {broken} streams broke");
 }
