@@ -1,4 +1,5 @@
-//! `cargo xtask test`: every test of the workspace, after all set-up; then the examples, which are workspaces of their own.
+//! `cargo xtask test`: every test of the workspace, after all set-up; the end-to-end suites once more with PostgreSQL as their store; then the
+//! examples, which are workspaces of their own.
 //!
 //! The shared store's tests find a PostgreSQL server under `TURNHOUSE_TEST_DATABASE_URL`, and PgBouncer before it under
 //! `TURNHOUSE_TEST_POOLER_URL`: those that are set, or some that live as long as the run.
@@ -8,6 +9,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::{examples, postgres, setup};
+
+/// What chooses the store of the end-to-end suites.
+const STORE_VARIABLE: &str = "TURNHOUSE_TEST_STORE";
 
 /// What the command line asks for.
 #[derive(Debug, clap::Args)]
@@ -24,6 +28,11 @@ pub fn run(options: &Options) -> Result<()> {
     };
     let variables = server.as_ref().map(postgres::Server::variables);
     let cargo = |arguments: &[&str]| cargo(arguments, variables.as_ref().map_or(&[], |variables| &variables[..]));
+    let on_postgres = |arguments: &[&str]| {
+        let mut variables: Vec<_> = variables.iter().flatten().cloned().collect();
+        variables.push((STORE_VARIABLE, "postgres".to_owned()));
+        self::cargo(arguments, &variables)
+    };
     let all = options.filters.is_empty();
     let mut failed = Vec::new();
     if has_nextest() {
@@ -31,6 +40,11 @@ pub fn run(options: &Options) -> Result<()> {
         let filters: Vec<&str> = options.filters.iter().map(String::as_str).collect();
         if !cargo(&[&["nextest", "run", "--workspace", "--no-fail-fast"], filters.as_slice()].concat())? {
             failed.push("cargo nextest run --workspace");
+        }
+        // Which tests, says .config/nextest.toml; of the words on the command line perhaps none is in their names.
+        let again = ["nextest", "run", "--workspace", "--no-fail-fast", "--profile", "postgres", "--no-tests", "pass"];
+        if !on_postgres(&[&again, filters.as_slice()].concat())? {
+            failed.push("TURNHOUSE_TEST_STORE=postgres cargo nextest run --workspace --profile postgres");
         }
         if all && !cargo(&["test", "--workspace", "--doc", "--quiet"])? {
             failed.push("cargo test --workspace --doc");
@@ -44,6 +58,12 @@ pub fn run(options: &Options) -> Result<()> {
         }
         if !cargo(&arguments)? {
             failed.push("cargo test --workspace");
+        }
+        let mut again = vec!["test", "--workspace", "--test", "e2e", "--test", "cluster", "--test", "kills"];
+        again.extend(["--no-fail-fast", "--quiet", "--", "--skip", "embedded::", "--skip", "shared::"]);
+        again.extend(options.filters.iter().map(String::as_str));
+        if !on_postgres(&again)? {
+            failed.push("TURNHOUSE_TEST_STORE=postgres cargo test --workspace --test e2e --test cluster --test kills");
         }
     }
     if all {
