@@ -49,6 +49,11 @@ struct Ledger {
 }
 
 impl Ledger {
+    /// Enough has happened for a silence to mean something.
+    fn is_hard(&self) -> bool {
+        self.turns > 300 && self.takeovers > 10 && self.stale > 10
+    }
+
     fn violated(&mut self, what: impl Into<String>) {
         self.violations.push(what.into());
     }
@@ -405,7 +410,12 @@ async fn torture(database: &Database, time: Duration) -> Ledger {
         };
         host.store.register_replica(host.id, Timestamp(0), TTL_MS).await.unwrap();
         hosts.push(tokio::spawn(async move {
-            let done = |host: &Host| Instant::now() > until || !host.ledger.lock().violations.is_empty();
+            let done = |host: &Host| {
+                let ledger = host.ledger.lock();
+                // A busy machine is given longer, to have been through something.
+                let over = Instant::now() > until && (ledger.is_hard() || Instant::now() > until + 4 * time);
+                over || !ledger.violations.is_empty()
+            };
             while !done(&host) {
                 if let Err(error) = host.round(true).await {
                     host.ledger.lock().violated(format!("a host failed: {error}"));
@@ -459,7 +469,7 @@ async fn many_hosts_at_once_break_no_rule() {
     let ledger = torture(&database, Duration::from_secs(6)).await;
     println!("{} turns, {} restarts, {} late words", ledger.turns, ledger.takeovers, ledger.stale);
     assert_eq!(ledger.violations, Vec::<String>::new());
-    assert!(ledger.turns > 300 && ledger.takeovers > 10 && ledger.stale > 10, "the torture was mild");
+    assert!(ledger.is_hard(), "the torture was mild");
     super::tests::check_database(&database).await;
 }
 
@@ -549,7 +559,7 @@ const FLAWS: &[Flaw] = &[
         what: "whether a turn must wait is not asked under the lock",
         function: "write_batch",
         from: "IF v_laned AND lane.user_id IS NOT NULL AND v_waiting[i] + v_ready[i] + v_running[i] > 0 THEN",
-        to: "IF v_laned AND lane.user_id IS NOT NULL AND random() < 0.9 AND v_waiting[i] + v_ready[i] + v_running[i] > 0 THEN",
+        to: "IF v_laned AND lane.user_id IS NOT NULL AND random() < 0.5 AND v_waiting[i] + v_ready[i] + v_running[i] > 0 THEN",
     },
     Flaw {
         what: "a snapshot does not ask for the head",
