@@ -500,7 +500,8 @@ async fn a_running_turn_keeps_its_version_and_the_next_has_the_new_one() {
     let ann = host.member("acme", "ann", "admin").await;
     let settings = json!({ "limits": { "turn_timeout_ms": 20_000 } });
     ann.deploy_as("slow_reply", "agent", settings).await;
-    let running = ann.say("agent", "c-1", "600").await;
+    // Longer than the uploads take.
+    let running = ann.say("agent", "c-1", "4000").await;
     let waiting = ann.say("agent", "c-1", "hello").await;
     running.reaches("running").await;
     let (status, version) = ann.upload("slow_reply", turnhouse_workers::bytes("echo")).await;
@@ -509,7 +510,7 @@ async fn a_running_turn_keeps_its_version_and_the_next_has_the_new_one() {
     let (status, version) = ann.upload("slow_reply", turnhouse_workers::bytes("slow_reply")).await;
     assert_eq!((status, &version["version"]), (StatusCode::OK, &json!(1)), "{version}");
     ann.set_agent("agent", "slow_reply", json!({ "version": 2 })).await;
-    assert_eq!((running.completed().await.as_str(), &running.get().await["version"]), ("600", &json!(1)));
+    assert_eq!((running.completed().await.as_str(), &running.get().await["version"]), ("4000", &json!(1)));
     assert_eq!((waiting.completed().await.as_str(), &waiting.get().await["version"]), ("hello", &json!(2)));
     host.stop().await;
 }
