@@ -114,10 +114,7 @@ impl Bench {
             data_dir: scratch.path().join("data"),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             modules: modules.iter().map(|name| self.built.guest(name)).collect::<Result<_>>()?,
-            settings: settings
-                .iter()
-                .map(|(name, value)| (format!("TURNHOUSE_LIMITS__{}", name.to_uppercase()), value.to_string()))
-                .collect(),
+            settings: limits(settings),
         };
         let host = start.run().await?;
         Ok(Running { api: Api::of(&host), host, start, _scratch: scratch })
@@ -133,25 +130,15 @@ struct Running {
 }
 
 impl Running {
-    /// Runs a command of the program, as an operator would beside a host; what it prints as JSON.
-    async fn command(&self, arguments: &[&str]) -> Result<Value> {
-        let mut command = tokio::process::Command::new(&self.start.program);
-        command.arg("--json").args(arguments).stdin(Stdio::null()).kill_on_drop(true);
-        let output = command.output().await?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "`turnhouse {}` ended with {}\n{said}", arguments[0], output.status);
-        Ok(serde_json::from_slice(&output.stdout)?)
-    }
-
     /// Another org on this host, that has deployed a module; it is its agent's name, too.
     async fn neighbour(&self, org: &str, module: &Path) -> Result<Api> {
         let data_dir = self.start.data_dir.to_str().context("the data directory's path is not UTF-8")?;
         let module = module.to_str().context("the module's path is not UTF-8")?;
-        self.command(&["orgs", "create", org, "--data-dir", data_dir]).await?;
+        command(&self.start.program, &["orgs", "create", org, "--data-dir", data_dir]).await?;
         let owner = ["--user", "owner", "--scopes", "admin", "--data-dir", data_dir];
-        let key = self.command(&[&["keys", "create", "--org", org], &owner[..]].concat()).await?;
+        let key = command(&self.start.program, &[&["keys", "create", "--org", org], &owner[..]].concat()).await?;
         let api = Api { address: self.api.address, key: api::text(&key, "/api_key")?.to_owned() };
-        self.command(&["deploy", module, "--url", &self.host.url, "--api-key", &api.key]).await?;
+        command(&self.start.program, &["deploy", module, "--url", &self.host.url, "--api-key", &api.key]).await?;
         Ok(api)
     }
 
@@ -178,6 +165,16 @@ impl Running {
     }
 }
 
+/// Runs a command of the program, as an operator would beside a host; what it prints as JSON.
+async fn command(program: &Path, arguments: &[&str]) -> Result<Value> {
+    let mut command = tokio::process::Command::new(program);
+    command.arg("--json").args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    let output = command.output().await?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "`turnhouse {}` ended with {}\n{said}", arguments[0], output.status);
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
 fn conversations(api: &Api, agent: &str, label: &str, clients: usize, measured: Duration) -> Load {
     let prebuilt: Vec<Vec<u8>> =
         (0..clients).map(|client| turn_request(api, agent, &format!("{label}-{client}"))).collect();
@@ -189,6 +186,14 @@ fn conversations(api: &Api, agent: &str, label: &str, clients: usize, measured: 
 fn turn_request(api: &Api, agent: &str, conversation: &str) -> Vec<u8> {
     let body = message("What is the capital of France?").to_string();
     request("POST", &turns_path(agent, conversation), &api.key, &["Accept: text/event-stream"], body.as_bytes())
+}
+
+/// Limits by their names, as the variables that set them.
+fn limits(limits: &[(&str, u64)]) -> Vec<(String, String)> {
+    limits
+        .iter()
+        .map(|(name, value)| (format!("TURNHOUSE_LIMITS__{}", name.to_uppercase()), value.to_string()))
+        .collect()
 }
 
 fn say(what: &str) {

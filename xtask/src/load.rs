@@ -35,7 +35,8 @@ pub type Requests = Rc<dyn Fn(usize, u64, &mut Vec<u8>)>;
 /// A closed loop of clients.
 #[derive(Clone)]
 pub struct Load {
-    pub address: SocketAddr,
+    /// Several share the clients out among them, as a load balancer would.
+    pub addresses: Vec<SocketAddr>,
     pub clients: usize,
     /// Not recorded.
     pub warm_up: Duration,
@@ -52,7 +53,8 @@ impl Load {
     /// As fast as it goes.
     pub fn new(address: SocketAddr, clients: usize, measured: Duration, answer: Answer, requests: Requests) -> Load {
         let warm_up = (measured / 4).min(Duration::from_secs(1));
-        Load { address, clients, warm_up, measured, requests_max: None, answer, pause: Duration::ZERO, requests }
+        let addresses = vec![address];
+        Load { addresses, clients, warm_up, measured, requests_max: None, answer, pause: Duration::ZERO, requests }
     }
 
     /// Runs it. The first unexpected answer ends it with an error: a figure with failures in it measures nothing.
@@ -82,7 +84,7 @@ impl Load {
 
     async fn client(self, client: usize, begin: Instant, end: Instant) -> Result<Histogram> {
         let share = self.requests_max.map_or(u64::MAX, |max| max.div_ceil(self.clients as u64));
-        let mut connection = Connection::open(self.address).await?;
+        let mut connection = Connection::open(self.addresses[client % self.addresses.len()]).await?;
         let mut latency = Histogram::new();
         let mut request = Vec::new();
         for n in 0..share {

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::report::{Goal, number};
-use super::{Bench, Running, say, turn_request};
+use super::{Bench, say, turn_request};
+use crate::api::Api;
 use crate::load::{Answer, Load, Requests};
 
 const SHORT: u64 = 1_000;
@@ -32,8 +33,8 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
     let long_host = bench.host(&["echo"], &[]).await?;
     let began = Instant::now();
     say(&format!("history: making {} and {} finished turns", number(SHORT as f64), number(long as f64)));
-    short_host.blame(fill(&short_host, SHORT).await)?;
-    let filled = long_host.blame(fill(&long_host, long).await)?;
+    short_host.blame(fill(&short_host.api, SHORT).await)?;
+    let filled = long_host.blame(fill(&long_host.api, long).await)?;
     say(&format!("history: made {} in {:.0} s", number(filled as f64), began.elapsed().as_secs_f64()));
     let names = [(&short_host, SHORT), (&long_host, filled)].map(|(host, turns)| (host, number(turns as f64)));
     let runs = bench.runs.max(3);
@@ -71,13 +72,13 @@ fn ratio_row(clients: usize) -> String {
 }
 
 /// Runs so many turns, or as many as time allows; returns how many.
-async fn fill(host: &Running, turns: u64) -> Result<u64> {
-    let api = host.api.clone();
+pub async fn fill(api: &Api, turns: u64) -> Result<u64> {
+    let (address, api) = (api.address, api.clone());
     let requests: Requests = Rc::new(move |client, n, out: &mut Vec<u8>| {
         let conversation = format!("fill-{client}-{}", n / TURNS_PER_CONVERSATION);
         out.extend_from_slice(&turn_request(&api, "echo", &conversation));
     });
-    let mut load = Load::new(host.api.address, FILL_CLIENTS, FILL_MAX, Answer::Event("turn.completed"), requests);
+    let mut load = Load::new(address, FILL_CLIENTS, FILL_MAX, Answer::Event("turn.completed"), requests);
     load.warm_up = Duration::ZERO;
     load.requests_max = Some(turns);
     Ok(load.run().await?.latency.count())

@@ -54,15 +54,29 @@ struct Measured {
 }
 
 async fn measure(running: &Running, count: usize) -> Result<Measured> {
-    // Once, so that modules are loaded and pools are warm.
-    let warm = running.api.submit("wait_echo", "warm", "1", &["Prefer: wait=30"]).await?.expect(200)?;
-    ensure!(warm["state"] == "completed", "expected the first turn to complete, saw {warm}");
+    warm(&running.api).await?;
     let idle = running.host.memory()?;
+    let (gateway, waiting) = hold(&running.api, count, async || {
+        let gateway = running.gateway(MEASURED).run().await?;
+        Ok((gateway, running.host.memory()?))
+    })
+    .await?;
+    Ok(Measured { idle, waiting, gateway_p99_ms: gateway.latency.quantile_ms(0.99) })
+}
+
+/// One turn, so that modules are loaded and pools are warm.
+pub async fn warm(api: &Api) -> Result<()> {
+    let warm = api.submit("wait_echo", "warm", "1", &["Prefer: wait=30"]).await?.expect(200)?;
+    ensure!(warm["state"] == "completed", "expected the first turn to complete, saw {warm}");
+    Ok(())
+}
+
+/// Has so many turns wait at once, does something meanwhile, and sees that every one of them is answered.
+pub async fn hold<T>(api: &Api, count: usize, meanwhile: impl AsyncFnOnce() -> Result<T>) -> Result<T> {
     let begun = Instant::now();
-    let turns = LocalSet::new().run_until(submit_all(&running.api, count)).await?;
-    let gateway = running.gateway(MEASURED).run().await?;
-    let while_waiting = running.host.memory()?;
-    let states = LocalSet::new().run_until(states(&running.api, turns.clone())).await?;
+    let turns = LocalSet::new().run_until(submit_all(api, count)).await?;
+    let found = meanwhile().await?;
+    let states = LocalSet::new().run_until(states(api, turns.clone())).await?;
     ensure!(begun.elapsed() < WAIT, "submitting {count} turns took {:?}, as long as they wait", begun.elapsed());
     let waiting = states.iter().filter(|state| *state == "running").count();
     ensure!(
@@ -73,14 +87,13 @@ async fn measure(running: &Running, count: usize) -> Result<Measured> {
     // They must not only wait but also be answered.
     let until = Instant::now() + WAIT + Duration::from_secs(30);
     loop {
-        let states = LocalSet::new().run_until(self::states(&running.api, turns.clone())).await?;
+        let states = LocalSet::new().run_until(self::states(api, turns.clone())).await?;
         if states.iter().all(|state| state == "completed") {
-            break;
+            return Ok(found);
         }
         ensure!(Instant::now() < until, "expected every turn to complete, saw one {:?}", odd(&states, "completed"));
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    Ok(Measured { idle, waiting: while_waiting, gateway_p99_ms: gateway.latency.quantile_ms(0.99) })
 }
 
 fn odd<'a>(states: &'a [String], usual: &str) -> Option<&'a String> {
