@@ -1,14 +1,17 @@
 //! `cargo xtask bench`: what the parts can do, what the whole does, and how near it comes, in one run on one machine.
 //!
-//! Durability is on throughout (`synchronous=FULL` on the disk that holds `target`). Every figure is the median of several short runs, and the
-//! runs of different rows alternate, so that a machine that drifts drifts for all of them. The host is the real program in a process of its
-//! own, on the same cores as the load tool.
+//! Durability is on throughout (`synchronous=FULL` on the disk that holds `target`; `synchronous_commit=on` on PostgreSQL). Every figure is the
+//! median of several short runs, and the runs of different rows alternate, so that a machine that drifts drifts for all of them. The host is
+//! the real program in a process of its own, on the same cores as the load tool.
 
+mod contest;
 mod deadline;
 mod history;
 mod machine;
 mod modules;
 mod parts;
+mod peers;
+mod replicas;
 mod report;
 mod throughput;
 mod waiting;
@@ -23,7 +26,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::api::{self, Api, message, turns_path};
-use crate::host::{Host, Start};
+use crate::host::{Host, Role, Start};
 use crate::load::{Answer, Load, Requests, request};
 use crate::setup::{self, Built, Profile};
 use report::Report;
@@ -40,7 +43,7 @@ pub struct Options {
     /// Write the figures to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Only rows with this in their names: parts, echo, snapshot, pool, deadline, waiting, modules, history
+    /// Only rows with this in their names: parts, echo, snapshot, pool, deadline, waiting, modules, history, postgres, peers
     #[arg(long, value_name = "ROW")]
     only: Option<String>,
 }
@@ -54,6 +57,8 @@ struct Bench {
     quick: bool,
     only: Option<String>,
     report: Report,
+    /// Something of ours could not be measured.
+    failed: bool,
 }
 
 /// Runs it here when this is the release build, else builds and starts that one: a load tool without optimisation would measure itself.
@@ -74,6 +79,7 @@ pub async fn run(options: Options) -> Result<ExitCode> {
         quick: options.quick,
         only: options.only,
         report: Report::default(),
+        failed: false,
     };
     // What the builds have written must not reach the disk while it is measured: a commit of ours would wait for it.
     rustix::fs::sync();
@@ -84,20 +90,24 @@ pub async fn run(options: Options) -> Result<ExitCode> {
     waiting::run(&mut bench).await?;
     modules::run(&mut bench).await?;
     history::run(&mut bench).await?;
+    contest::run(&mut bench).await?;
 
     let machine = machine::describe();
-    let ratios = parts::ratios(&bench.report);
+    let ratios = [parts::ratios(&bench.report), contest::ratios(&bench.report)].concat();
     println!("\n{machine}\n\n{}", bench.report.table());
     if !ratios.is_empty() {
         println!("{}", parts::ratio_table(&ratios));
     }
+    for (row, reason) in bench.report.skipped() {
+        println!("skipped: {row}: {reason}");
+    }
     if let Some(file) = &options.json {
         let ratios: serde_json::Map<_, _> = ratios.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
         let all = json!({"machine": machine, "quick": bench.quick, "run_seconds": bench.run.as_secs_f64(),
-                         "figures": bench.report.json(), "ratios": ratios});
+                         "figures": bench.report.json(), "ratios": ratios, "skipped": bench.report.skipped()});
         std::fs::write(file, format!("{all:#}\n")).with_context(|| format!("cannot write {}", file.display()))?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if bench.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 impl Bench {
@@ -113,7 +123,7 @@ impl Bench {
             program: self.built.program.clone(),
             data_dir: scratch.path().join("data"),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            modules: modules.iter().map(|name| self.built.guest(name)).collect::<Result<_>>()?,
+            role: Role::Dev { modules: modules.iter().map(|name| self.built.guest(name)).collect::<Result<_>>()? },
             settings: limits(settings),
         };
         let host = start.run().await?;

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::{self, Api};
-use crate::host::{Host, Start};
+use crate::host::{Host, Role, Start};
 use crate::setup::{self, Profile};
 use narrator::{Narrator, seconds};
 use stream::{Until, follow};
@@ -50,7 +50,9 @@ pub async fn run(options: Options) -> Result<()> {
         program: built.program.clone(),
         data_dir: scratch.path().join("data"),
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, options.port)),
-        modules: ["echo", "notes", "story"].iter().map(|name| built.guest(name)).collect::<Result<_>>()?,
+        role: Role::Dev {
+            modules: ["echo", "notes", "story"].iter().map(|name| built.guest(name)).collect::<Result<_>>()?,
+        },
         settings: Vec::new(),
     };
     // Ctrl-C ends the conversation wherever it stands; the host is killed when it is dropped, and `scratch` is removed.

@@ -26,10 +26,18 @@ pub struct Start {
     pub program: PathBuf,
     pub data_dir: PathBuf,
     pub listen: SocketAddr,
-    /// Deployed as workers and agents of their files' names; the first is the default.
-    pub modules: Vec<PathBuf>,
+    pub role: Role,
     /// `TURNHOUSE_…` variables.
     pub settings: Vec<(String, String)>,
+}
+
+/// What a host is started as.
+#[derive(Debug, Clone)]
+pub enum Role {
+    /// `turnhouse dev`, with an org and a key of its own. The modules are deployed as workers and agents of their files' names; the first is the default.
+    Dev { modules: Vec<PathBuf> },
+    /// `turnhouse serve` on a database that it may share, which holds the org of this key.
+    Replica { database_url: String, api_key: String },
 }
 
 /// A running host.
@@ -54,10 +62,13 @@ impl Start {
         for (name, _) in std::env::vars_os().filter(|(name, _)| is_ours(name)) {
             command.env_remove(name);
         }
+        match &self.role {
+            Role::Dev { modules } => command.arg("dev").args(modules),
+            Role::Replica { database_url, .. } => command.args(["serve", "--database-url", database_url]),
+        };
         command
-            .args(["dev", "--json", "--listen", &self.listen.to_string(), "--data-dir"])
+            .args(["--json", "--listen", &self.listen.to_string(), "--data-dir"])
             .arg(&self.data_dir)
-            .args(&self.modules)
             .env("TURNHOUSE_METRICS_LISTEN", "127.0.0.1:0")
             .envs(self.settings.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
@@ -76,7 +87,12 @@ impl Start {
         };
         // A host that goes on writing must not meet a closed pipe. The task ends with the host.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        let ready = Ready::parse(&line).with_context(|| format!("expected the host's ready line, saw {line:?}"))?;
+        let api_key = match &self.role {
+            Role::Dev { .. } => None,
+            Role::Replica { api_key, .. } => Some(api_key.as_str()),
+        };
+        let ready =
+            Ready::parse(&line, api_key).with_context(|| format!("expected the host's ready line, saw {line:?}"))?;
         Ok(Host { child, pid, address: ready.address, url: ready.url, api_key: ready.api_key })
     }
 
@@ -89,7 +105,7 @@ impl Start {
     }
 }
 
-/// What `turnhouse dev --json` says when it is ready.
+/// What `turnhouse dev --json` and `turnhouse serve --json` say when they are ready.
 struct Ready {
     address: SocketAddr,
     url: String,
@@ -97,12 +113,14 @@ struct Ready {
 }
 
 impl Ready {
-    fn parse(line: &str) -> Result<Ready> {
+    /// `api_key`: the one that we know; else the line has it.
+    fn parse(line: &str, api_key: Option<&str>) -> Result<Ready> {
         let line: Value = serde_json::from_str(line)?;
         let text = |name: &str| line[name].as_str().map(str::to_owned).with_context(|| format!("no `{name}` in it"));
         let url = text("url")?.trim_end_matches('/').to_owned();
         let address = url.strip_prefix("http://").context("the url is no http:// one")?.parse()?;
-        Ok(Ready { address, url, api_key: text("api_key")? })
+        let api_key = api_key.map_or_else(|| text("api_key"), |key| Ok(key.to_owned()))?;
+        Ok(Ready { address, url, api_key })
     }
 }
 
@@ -177,12 +195,15 @@ mod tests {
 
     #[test]
     fn the_ready_line_names_address_and_key() {
-        let ready = Ready::parse(r#"{"url":"http://127.0.0.1:8787","org":"dev","api_key":"th_1"}"#).unwrap();
+        let ready = Ready::parse(r#"{"url":"http://127.0.0.1:8787","org":"dev","api_key":"th_1"}"#, None).unwrap();
         assert_eq!((ready.address.port(), ready.api_key.as_str()), (8787, "th_1"));
         assert_eq!(ready.url, "http://127.0.0.1:8787");
         for bad in ["", "listening", "{}", r#"{"url":"https://x","api_key":"y"}"#, r#"{"url":"http://127.0.0.1:1"}"#] {
-            assert!(Ready::parse(bad).is_err(), "{bad}");
+            assert!(Ready::parse(bad, None).is_err(), "{bad}");
         }
+        let replica =
+            Ready::parse(r#"{"url":"http://127.0.0.1:1","metrics":"http://127.0.0.1:2"}"#, Some("th_2")).unwrap();
+        assert_eq!((replica.address.port(), replica.api_key.as_str()), (1, "th_2"));
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! A throwaway PostgreSQL server for the tests, with PgBouncer in transaction mode beside it: started in a temporary directory, reached over sockets
-//! in it, gone with its owner.
+//! A throwaway PostgreSQL server, for the tests with PgBouncer in transaction mode beside it: started in a temporary directory, reached over sockets in it,
+//! gone with its owner.
 //!
-//! Its durability is switched off: what these tests ask for is what is written, not whether it survives a power cut. Whoever starts one needs no
-//! PostgreSQL running, only its programs; where they are missing they are installed, or it is said how.
+//! The tests' has its durability switched off: what they ask for is what is written, not whether it survives a power cut. The bench's is durable. Whoever
+//! starts one needs no PostgreSQL running, only its programs; where they are missing they are installed, or it is said how.
 
 use std::ffi::OsString;
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -26,54 +26,85 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const SOCKET_DIR_MAX: usize = 60;
 const POOLER_PORT: u16 = 6432;
 
-/// A running server and its pooler; stopped and removed when dropped.
+/// Nothing of it survives a power cut.
+const HASTY: &[&str] = &["fsync=off", "full_page_writes=off", "shared_buffers=128MB"];
+/// What is committed is on the disk. Memory, and room for a write-ahead log that no short run fills, are a small server's.
+const DURABLE: &[&str] = &[
+    "fsync=on",
+    "synchronous_commit=on",
+    "full_page_writes=on",
+    "shared_buffers=1GB",
+    "max_wal_size=4GB",
+    "checkpoint_timeout=15min",
+];
+
+/// A running server and its pooler, if it has one; stopped and removed when dropped.
 pub struct Server {
     // In this order: the pooler's sessions end with it.
-    _pooler: Process,
+    _pooler: Option<Process>,
     _server: Process,
+    /// Sockets and logs.
     dir: TempDir,
+    _data: TempDir,
+    programs: PathBuf,
 }
 
 /// Stopped when dropped.
 struct Process(Child);
 
 impl Server {
-    /// Makes a cluster and starts a server on it. Installs PostgreSQL where it is missing and that can be done.
+    /// Makes a cluster and starts a server on it, and the pooler. Installs PostgreSQL where it is missing and that can be done.
     pub fn start() -> Result<Server> {
-        let (programs, pgbouncer) = ensure_programs()?;
+        let server = Server::with(HASTY, None)?;
+        let pooler = server.pooler()?;
+        Ok(Server { _pooler: Some(pooler), ..server })
+    }
+
+    /// A server alone, with every commit on the disk: the one that holds `data_dir`, where the server's user can reach that, or else `/var/tmp`, which is no
+    /// memory.
+    pub fn start_durable(data_dir: &Path) -> Result<Server> {
+        let reachable = User::that_serves()?.is_none() || data_dir.ancestors().all(others_may_enter);
+        Server::with(DURABLE, Some(if reachable { data_dir } else { Path::new("/var/tmp") }))
+    }
+
+    fn with(settings: &[&str], data_dir: Option<&Path>) -> Result<Server> {
+        let (programs, _) = ensure_programs()?;
         let user = User::that_serves()?;
         let dir = socket_dir()?;
-        if let Some(user) = &user {
-            chown(dir.path(), Some(user.uid), Some(user.gid)).context("cannot give the directory away")?;
+        let beside = data_dir.unwrap_or(dir.path());
+        let data = tempfile::Builder::new().prefix("postgres-").tempdir_in(beside);
+        let data = data.with_context(|| format!("cannot make a directory in {}", beside.display()))?;
+        for dir in [&dir, &data] {
+            if let Some(user) = &user {
+                chown(dir.path(), Some(user.uid), Some(user.gid)).context("cannot give the directory away")?;
+            }
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700))?;
         }
-        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700))?;
-        let (data, log) = (dir.path().join("data"), dir.path().join("postgres.log"));
+        let log = dir.path().join("postgres.log");
         let mut initdb = run_as(user.as_ref(), &programs.join("initdb"));
         initdb.args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync", "--pgdata"]);
-        let made = initdb.arg(&data).current_dir(dir.path()).stdin(Stdio::null()).output();
+        let made = initdb.arg(data.path()).current_dir(dir.path()).stdin(Stdio::null()).output();
         let made = made.context("cannot run initdb")?;
         ensure!(made.status.success(), "initdb failed: {}", String::from_utf8_lossy(&made.stderr).trim());
 
         let mut postgres = run_as(user.as_ref(), &programs.join("postgres"));
-        postgres.current_dir(dir.path()).arg("-D").arg(&data);
+        postgres.current_dir(dir.path()).arg("-D").arg(data.path());
         let sockets = format!("unix_socket_directories={}", dir.path().display());
-        for setting in [
-            "listen_addresses=",
-            &sockets,
-            "fsync=off",
-            "full_page_writes=off",
-            "max_connections=300",
-            "shared_buffers=128MB",
-            "log_min_messages=warning",
-        ] {
+        let usual = ["listen_addresses=", &sockets, "max_connections=300", "log_min_messages=warning"];
+        for setting in usual.iter().chain(settings) {
             postgres.args(["-c", setting]);
         }
         let mut server = Process::spawn(&mut postgres, &log)?;
         // Its eighth line is the server's state.
-        let state = data.join("postmaster.pid");
+        let state = data.path().join("postmaster.pid");
         let is_ready = |text: String| text.lines().nth(7).is_some_and(|line| line.trim() == "ready");
         server.wait_until(&log, || std::fs::read_to_string(&state).is_ok_and(is_ready))?;
 
+        Ok(Server { _pooler: None, _server: server, dir, _data: data, programs })
+    }
+
+    fn pooler(&self) -> Result<Process> {
+        let dir = &self.dir;
         // Its own settings, and what it refuses, are Debian's.
         let (config, users) = (dir.path().join("pgbouncer.ini"), dir.path().join("users"));
         let place = dir.path().display();
@@ -85,18 +116,33 @@ impl Server {
         );
         std::fs::write(&config, text)?;
         let log = dir.path().join("pgbouncer.log");
-        let mut pooler = run_as(user.as_ref(), &pgbouncer);
+        let mut pooler = run_as(User::that_serves()?.as_ref(), &pgbouncer().context("there is no pgbouncer")?);
         let mut pooler = Process::spawn(pooler.arg("--quiet").arg(&config).current_dir(dir.path()), &log)?;
         let socket = dir.path().join(format!(".s.PGSQL.{POOLER_PORT}"));
         pooler.wait_until(&log, || socket.exists())?;
-        Ok(Server { _pooler: pooler, _server: server, dir })
+        Ok(pooler)
     }
 
     /// What tells the tests where they are: the server's and the pooler's URL.
     pub fn variables(&self) -> [(&'static str, String); 2] {
-        let url = format!("postgres://postgres@localhost/postgres?host={}", self.dir.path().display());
+        let url = self.database("postgres");
         let pooler = format!("{url}&port={POOLER_PORT}");
         [(URL_VARIABLE, url), (POOLER_VARIABLE, pooler)]
+    }
+
+    /// The administrator's URL of a database.
+    pub fn database(&self, name: &str) -> String {
+        format!("postgres://postgres@localhost/{name}?host={}", self.dir.path().display())
+    }
+
+    /// Runs statements in a database and returns what they answer: a line a row, columns apart by `|`.
+    pub fn query(&self, database: &str, statements: &str) -> Result<String> {
+        let mut psql = Command::new(self.programs.join("psql"));
+        psql.args(["--no-psqlrc", "--no-align", "--tuples-only", "--quiet", "--set=ON_ERROR_STOP=1", "--command"]);
+        let output = psql.arg(statements).arg(self.database(database)).stdin(Stdio::null()).output();
+        let output = output.context("cannot run psql")?;
+        ensure!(output.status.success(), "{statements}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 }
 
@@ -198,6 +244,10 @@ pub fn run_as(user: Option<&User>, program: &Path) -> Command {
     };
     command.env_remove("PGDATA").env_remove("PGPORT").env_remove("PGHOST");
     command
+}
+
+fn others_may_enter(dir: &Path) -> bool {
+    std::fs::metadata(dir).is_ok_and(|dir| dir.permissions().mode() & 0o001 != 0)
 }
 
 /// In the usual place for temporary files, or a shorter one.

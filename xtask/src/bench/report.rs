@@ -55,6 +55,7 @@ impl Figure {
 #[derive(Debug, Default)]
 pub struct Report {
     figures: Vec<Figure>,
+    skipped: Vec<(String, String)>,
 }
 
 impl Report {
@@ -71,6 +72,17 @@ impl Report {
         if let Some(figure) = self.figures.iter_mut().find(|figure| figure.row == row && figure.name == name) {
             figure.goal = Some(goal);
         }
+    }
+
+    /// Says that something could not be measured, and why. What was measured of it until then is forgotten.
+    pub fn skip(&mut self, row: &str, reason: &str) {
+        self.figures.retain(|figure| !figure.row.starts_with(row));
+        self.skipped.push((row.to_owned(), reason.to_owned()));
+    }
+
+    /// Names and reasons.
+    pub fn skipped(&self) -> &[(String, String)] {
+        &self.skipped
     }
 
     /// The median of a figure, if it was measured.
@@ -194,6 +206,14 @@ mod tests {
         let json = report().json();
         assert_eq!(json[0]["runs"], json!([9_000.0, 7_000.0, 8_500.0]));
         assert_eq!((&json[0]["goal_met"], &json[1]["goal_met"]), (&json!(true), &json!(false)));
+    }
+
+    #[test]
+    fn what_is_skipped_has_no_figures() {
+        let mut report = report();
+        report.skip("echo", "no network");
+        assert_eq!(report.median("echo, 64 clients", "rate"), None);
+        assert_eq!(report.skipped(), [("echo".to_owned(), "no network".to_owned())]);
     }
 
     #[test]
