@@ -11,16 +11,25 @@ import { nextState, turnOf } from "./work.js";
 
 const POOL = Number(process.env.PEER_POOL ?? 10);
 
+const config = {
+  name: "peer",
+  systemDatabaseUrl: process.env.PEER_DATABASE_URL,
+  systemDatabasePoolSize: POOL,
+  applicationVersion: "1",
+  logLevel: "error",
+};
+
+async function prepare() {
+  await createTables();
+  // Makes DBOS's own tables, which several processes at once cannot.
+  DBOS.setConfig(config);
+  await DBOS.launch();
+  await DBOS.shutdown();
+}
+
 async function start(at) {
   const db = pool(POOL);
-  DBOS.setConfig({
-    name: "peer",
-    systemDatabaseUrl: process.env.PEER_DATABASE_URL,
-    systemDatabasePoolSize: POOL,
-    executorID: `peer-${at}`,
-    applicationVersion: "1",
-    logLevel: "error",
-  });
+  DBOS.setConfig({ ...config, executorID: `peer-${at}` });
 
   const touch = { name: "touch", text: CONVERSATION };
   // Nothing of it is written unless the head is still the one that was read.
@@ -60,4 +69,4 @@ async function start(at) {
   return works;
 }
 
-await serve(createTables, start);
+await serve(prepare, start);

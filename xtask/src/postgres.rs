@@ -28,14 +28,16 @@ const POOLER_PORT: u16 = 6432;
 
 /// Nothing of it survives a power cut.
 const HASTY: &[&str] = &["fsync=off", "full_page_writes=off", "shared_buffers=128MB"];
-/// What is committed is on the disk. Memory, and room for a write-ahead log that no short run fills, are a small server's.
+/// What is committed is on the disk. Memory, and room for a write-ahead log that no short run fills, are a small server's; a compiler of queries would
+/// be an hour's gain and a turn's loss.
 const DURABLE: &[&str] = &[
     "fsync=on",
     "synchronous_commit=on",
     "full_page_writes=on",
     "shared_buffers=1GB",
-    "max_wal_size=4GB",
+    "max_wal_size=2GB",
     "checkpoint_timeout=15min",
+    "jit=off",
 ];
 
 /// A running server and its pooler, if it has one; stopped and removed when dropped.
