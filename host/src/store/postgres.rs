@@ -157,6 +157,8 @@ pub struct PostgresStore {
     connect: PgConnectOptions,
     broke: Arc<Broke>,
     hints: Option<hints::Hints>,
+    /// Held while the table of live turns is vacuumed.
+    vacuuming: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// When a session last broke off. A restart ends all of them: whatever has not been used since is tried before it is used, so that one statement fails
@@ -233,6 +235,7 @@ impl PostgresStore {
         let hints = listen.filter(|_| options.hints).map(|listen| hints::Hints::start(pool.clone(), route, listen));
         Ok(PostgresStore {
             hints,
+            vacuuming: Arc::default(),
             pool,
             route,
             clock: options.clock,

@@ -1,5 +1,7 @@
 //! What is overdue, and what a crash left standing. The finding reads without a lock; ending a turn is the commit's, which decides.
 
+use std::sync::Arc;
+
 use sqlx::Row;
 use uuid::Uuid;
 
@@ -10,6 +12,9 @@ use crate::gate::GateRefusal;
 use crate::ids::{AgentId, ConversationId, OrgId, TurnId};
 use crate::lease::EPOCH_MAX;
 use crate::store::{LiveCounts, Overdue, OverdueReason, Result, StoreError, SweepFindings};
+
+/// Dead rows of the table of live turns from which a sweep vacuums it: about a megabyte with the indexes.
+pub(super) const DEAD_MAX: i64 = 5_000;
 
 statements! {
     /// $1 the time, $2 how many, $3 the gate's refusals, $4 the bound on epochs: past their deadlines; what the dead held and may not be run again; what the
@@ -49,6 +54,12 @@ DELETE FROM replicas d WHERE d.expires_at <= coalesce($1::bigint, turnhouse_now(
     FORGET_KEYS = "-- forget_keys
 DELETE FROM idempotency_keys WHERE (org_id, agent_id, conversation_id, idem_key) IN (
   SELECT org_id, agent_id, conversation_id, idem_key FROM idempotency_keys WHERE created_at < $1 ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED)";
+    /// Dead rows of the table of live turns; none where this role may not vacuum it.
+    SWEEP_DEAD = "-- sweep_dead
+SELECT CASE WHEN pg_has_role(c.relowner, 'USAGE') THEN pg_stat_get_dead_tuples(c.oid) ELSE 0 END FROM pg_class c WHERE c.oid = 'turn_markers'::regclass";
+    /// Never cut short: that would need the table for itself.
+    SWEEP_VACUUM = "-- sweep_vacuum
+VACUUM (SKIP_LOCKED, TRUNCATE false, PARALLEL 0) turn_markers";
     LIVE = "-- live
 SELECT coalesce(sum(waiting), 0)::bigint, coalesce(sum(ready), 0)::bigint, coalesce(sum(running), 0)::bigint FROM org_load";
 }
@@ -89,8 +100,35 @@ impl PostgresStore {
             }
         }
         self.change(self.query(SWEEP_REPLICAS).bind(at)).await?;
+        if let Err(error) = self.vacuum_markers().await {
+            tracing::warn!(%error, "could not vacuum the table of live turns");
+        }
         findings.ready = self.one(self.query(SWEEP_READY).bind(at).bind(epoch_max)).await?.try_get(0)?;
         Ok(findings)
+    }
+
+    /// Every turn leaves a dead row in this small table, and the server's own autovacuum looks only once in `autovacuum_naptime`, a minute by default:
+    /// by then there would be some hundred thousand. It runs beside the sweep, whose deadlines do not wait for it, and only once at a time.
+    async fn vacuum_markers(&self) -> Result<()> {
+        let Ok(alone) = Arc::clone(&self.vacuuming).try_lock_owned() else { return Ok(()) };
+        let dead: i64 = self.one(self.query(SWEEP_DEAD)).await?.try_get(0)?;
+        if dead < DEAD_MAX {
+            return Ok(());
+        }
+        let pool = self.pool.clone();
+        tokio::spawn(async move {
+            let _alone = alone;
+            // By itself, and not through `change`: it cannot run in a transaction.
+            let vacuumed = async {
+                let mut connection = pool.acquire().await?;
+                sqlx::raw_sql(SWEEP_VACUUM).execute(&mut *connection).await
+            };
+            match vacuumed.await {
+                Ok(_) => metrics::counter!("turnhouse_vacuums_total").increment(1),
+                Err(error) => tracing::warn!(%error, "could not vacuum the table of live turns"),
+            }
+        });
+        Ok(())
     }
 
     pub(super) async fn forget_keys_before(&self, before: Timestamp, limit: usize) -> Result<usize> {

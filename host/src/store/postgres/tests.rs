@@ -613,6 +613,42 @@ async fn r4_the_journal_waits_for_a_server_that_comes_back() {
 }
 
 #[tokio::test]
+async fn the_sweep_vacuums_the_table_of_live_turns_directly_and_through_a_pooler() {
+    for parameter in ["pgbouncer=false", "pgbouncer=true"] {
+        let database = Database::migrated().await;
+        let url = with_parameter(&url_of(&database.name), parameter);
+        let store = PostgresStore::open(PostgresOptions { url: url.clone(), ..database.options() }).await.unwrap();
+        // A session that ends tells the server at once how many rows it left dead.
+        let mut other = PgConnection::connect(&url_of(&database.name)).await.unwrap();
+        let rows = sweep::DEAD_MAX + 1;
+        let left = format!(
+            "ALTER TABLE turn_markers SET (autovacuum_enabled = false);
+             INSERT INTO turn_markers (org_id, turn_id, agent_id, mode, state, epoch, attempt, attempts_max, not_before, deadline_at, admission_ms, turn_ms)
+             SELECT 'a', gen_random_uuid(), 'b', 'snapshot', 'ready', 0, 0, 3, 0, 9000000000000000, 1, 1 FROM generate_series(1, {rows});
+             DELETE FROM turn_markers;"
+        );
+        sqlx::raw_sql(AssertSqlSafe(left)).execute(&mut other).await.unwrap();
+        other.close().await.unwrap();
+        let asked = "SELECT pg_stat_get_vacuum_count('turn_markers'::regclass), pg_stat_get_dead_tuples('turn_markers'::regclass)";
+        let seen = async || {
+            let row = store.one(store.query(asked)).await.unwrap();
+            (row.get::<i64, _>(0), row.get::<i64, _>(1))
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), async {
+            while seen().await != (1, 0) {
+                store.find_overdue(Timestamp(0), 5, 10).await.unwrap();
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        })
+        .await
+        .unwrap_or_else(|_| panic!("{parameter}: not vacuumed"));
+        store.find_overdue(Timestamp(0), 5, 10).await.unwrap();
+        assert_eq!(seen().await.0, 1, "{parameter}: nothing is vacuumed that needs none");
+        store.close().await;
+    }
+}
+
+#[tokio::test]
 async fn a_journal_that_rests_holds_nobody_up() {
     let world = world().await;
     let store = Arc::clone(&home(&world).store);
