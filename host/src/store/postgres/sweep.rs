@@ -1,6 +1,7 @@
 //! What is overdue, and what a crash left standing. The finding reads without a lock; ending a turn is the commit's, which decides.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::Row;
 use uuid::Uuid;
@@ -15,6 +16,9 @@ use crate::store::{LiveCounts, Overdue, OverdueReason, Result, StoreError, Sweep
 
 /// Dead rows of the table of live turns from which a sweep vacuums it: about a megabyte with the indexes.
 pub(super) const DEAD_MAX: i64 = 5_000;
+
+/// Rest between two times at least.
+const VACUUM_REST: Duration = Duration::from_secs(1);
 
 statements! {
     /// $1 the time, $2 how many, $3 the gate's refusals, $4 the bound on epochs: past their deadlines; what the dead held and may not be run again; what the
@@ -123,10 +127,13 @@ impl PostgresStore {
                 let mut connection = pool.acquire().await?;
                 sqlx::raw_sql(SWEEP_VACUUM).execute(&mut *connection).await
             };
+            let began = tokio::time::Instant::now();
             match vacuumed.await {
                 Ok(_) => metrics::counter!("turnhouse_vacuums_total").increment(1),
                 Err(error) => tracing::warn!(%error, "could not vacuum the table of live turns"),
             }
+            // While an old transaction keeps the rows, all of this is in vain: it may cost a tenth of a core at most.
+            tokio::time::sleep(VACUUM_REST.max(began.elapsed() * 9)).await;
         });
         Ok(())
     }

@@ -623,9 +623,10 @@ async fn the_sweep_vacuums_the_table_of_live_turns_directly_and_through_a_pooler
         let rows = sweep::DEAD_MAX + 1;
         let left = format!(
             "ALTER TABLE turn_markers SET (autovacuum_enabled = false);
+             BEGIN;
              INSERT INTO turn_markers (org_id, turn_id, agent_id, mode, state, epoch, attempt, attempts_max, not_before, deadline_at, admission_ms, turn_ms)
              SELECT 'a', gen_random_uuid(), 'b', 'snapshot', 'ready', 0, 0, 3, 0, 9000000000000000, 1, 1 FROM generate_series(1, {rows});
-             DELETE FROM turn_markers;"
+             ROLLBACK;"
         );
         sqlx::raw_sql(AssertSqlSafe(left)).execute(&mut other).await.unwrap();
         other.close().await.unwrap();
