@@ -6,8 +6,8 @@ use std::time::Duration;
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::PostgresStore;
 use super::reads::{id, limit as rows_max, small};
+use super::{ANSWER_TIMEOUT, PostgresStore, silent};
 use crate::clock::Timestamp;
 use crate::gate::GateRefusal;
 use crate::ids::{AgentId, ConversationId, OrgId, TurnId};
@@ -125,11 +125,19 @@ impl PostgresStore {
             // By itself, and not through `change`: it cannot run in a transaction.
             let vacuumed = async {
                 let mut connection = pool.acquire().await?;
-                sqlx::raw_sql(SWEEP_VACUUM).execute(&mut *connection).await
+                match tokio::time::timeout(ANSWER_TIMEOUT, sqlx::raw_sql(SWEEP_VACUUM).execute(&mut *connection)).await
+                {
+                    Ok(done) => done.map(drop),
+                    Err(_) => {
+                        // A server that says nothing must keep neither the pool's connection nor the next vacuum.
+                        drop(connection.detach());
+                        Err(silent())
+                    }
+                }
             };
             let began = tokio::time::Instant::now();
             match vacuumed.await {
-                Ok(_) => metrics::counter!("turnhouse_vacuums_total").increment(1),
+                Ok(()) => metrics::counter!("turnhouse_vacuums_total").increment(1),
                 Err(error) => tracing::warn!(%error, "could not vacuum the table of live turns"),
             }
             // While an old transaction keeps the rows, all of this is in vain: it may cost a tenth of a core at most.

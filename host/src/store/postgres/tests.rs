@@ -617,7 +617,7 @@ async fn the_sweep_vacuums_the_table_of_live_turns_directly_and_through_a_pooler
     for parameter in ["pgbouncer=false", "pgbouncer=true"] {
         let database = Database::migrated().await;
         let url = with_parameter(&url_of(&database.name), parameter);
-        let store = PostgresStore::open(PostgresOptions { url: url.clone(), ..database.options() }).await.unwrap();
+        let store = PostgresStore::open(PostgresOptions { url, ..database.options() }).await.unwrap();
         // A session that ends tells the server at once how many rows it left dead.
         let mut other = PgConnection::connect(&url_of(&database.name)).await.unwrap();
         let rows = sweep::DEAD_MAX + 1;
