@@ -87,9 +87,9 @@ impl PostgresStore {
         };
         Ok(StoreStatus {
             kind: "postgres",
-            place: super::place(&self.connect),
+            place: super::open::place(&self.connect),
             schema_version,
-            schema_known: super::schema_known(),
+            schema_known: super::open::schema_known(),
             now: Timestamp(row.try_get(6)?),
             replicas,
             live: LiveCounts { waiting: count(0)?, ready: count(1)?, running: count(2)? },
@@ -102,7 +102,7 @@ impl PostgresStore {
     /// The server and the way to it.
     pub(super) async fn examine_server(&self) -> Result<Vec<Finding>> {
         let version: i64 = self.one(self.query(STATUS_SCHEMA)).await?.try_get(0)?;
-        let known = super::schema_known();
+        let known = super::open::schema_known();
         let row = self.one(self.query(EXAMINE)).await?;
         let server: String = row.try_get(0)?;
         let (fsync, full_pages, vacuums): (bool, bool, bool) = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);

@@ -4,16 +4,18 @@
 //! PgBouncer in transaction mode, which `TURNHOUSE_TEST_POOLER_URL` names. `cargo xtask test` starts both.
 
 use std::collections::{HashMap, HashSet};
+use std::str::FromStr as _;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, Row as _};
 use uuid::Uuid;
 
+use super::open::without_pooler;
 use super::*;
 use crate::ids::ReplicaId;
 use crate::store::conformance::{World, agent, conversation, org, user};
-use crate::store::{Accept, AcceptResult, ClaimRequest, CommitResult, PutAgent, Store, Write, Written};
+use crate::store::{Accept, AcceptResult, ClaimRequest, CommitResult, PutAgent, Store, StoreError, Write, Written};
 
 const SNAPSHOTS_KEPT: u32 = 3;
 
