@@ -179,7 +179,8 @@ BEGIN
       END IF;
     END LOOP;
     v_lock := v_lock || v_round || ARRAY(
-      SELECT m.org_id FROM replicas d JOIN turn_markers m ON m.holder = d.replica_id AND m.state = 'running' WHERE d.expires_at <= v_now LIMIT v_claims);
+      SELECT m.org_id FROM replicas d JOIN turn_markers m ON m.holder = d.replica_id AND m.state = 'running'
+       WHERE d.expires_at <= v_now AND m.attempt < m.attempts_max AND NOT m.effects AND m.deadline_at > v_now AND m.epoch < 1000000 LIMIT v_claims);
   END IF;
 
   FOR l IN SELECT g.org_id, g.waiting, g.ready, g.running FROM org_load g WHERE g.org_id = ANY (v_lock) ORDER BY g.org_id FOR NO KEY UPDATE LOOP

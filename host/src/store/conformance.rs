@@ -32,7 +32,7 @@ macro_rules! rules {
                 t1_every_accepted_message_gets_one_end, t1_of_two_ends_in_one_batch_the_first_stands, t2_a_late_reply_changes_nothing,
                 t4_a_lost_election_is_not_an_error, t8_cancel_of_a_queued_turn_leaves_nothing, t8_cancel_twice_hits_nothing_else,
                 t10_a_poison_turn_ends_and_the_conversation_goes_on, r1_an_effect_that_began_is_never_run_again,
-                r2_a_stopped_replica_writes_nothing_more, r2_an_expired_replica_is_dead_for_ever, r6_a_drain_spends_no_attempt_and_claims_nothing,
+                r1_what_may_not_run_again_hides_no_other_orgs_turn, r2_a_stopped_replica_writes_nothing_more, r2_an_expired_replica_is_dead_for_ever, r6_a_drain_spends_no_attempt_and_claims_nothing,
                 r7_one_item_that_fails_in_a_batch_fails_alone, a_reply_without_a_running_turn_is_lost,
                 e1_event_ids_go_up_over_a_restart, e2_whoever_returns_sees_the_rest_and_nothing_twice, events_come_in_pages,
                 a_long_tail_reads_like_a_short_one, worker_and_version_are_fixed_at_the_first_start, a_submission_twice_is_one_turn,

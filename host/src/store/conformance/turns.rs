@@ -126,6 +126,33 @@ pub(in crate::store) async fn r1_an_effect_that_began_is_never_run_again(world: 
     assert!(matches!(world.write(Write::BeginEffect(begin)).await, Written::Append(Fenced::Stale)));
 }
 
+pub(in crate::store) async fn r1_what_may_not_run_again_hides_no_other_orgs_turn(world: &World) {
+    let spent = |message: Accept| Accept { attempts_max: 1, ..message };
+    // The same from either side, whichever org a store looks at first.
+    for acme_is_spent in [true, false] {
+        let holder = world.another_replica(100).await;
+        for at in 0..3 {
+            let id = format!("{acme_is_spent}-{at}");
+            world
+                .submit(if acme_is_spent { spent(world.message(&id)) } else { spent(world.message_of_zeta(&id)) })
+                .await;
+        }
+        let turn = world.submit(if acme_is_spent { world.message_of_zeta("c") } else { world.message("c") }).await;
+        let held = world.claim_with(ClaimRequest { holder, ..world.claim_request(4) }).await;
+        assert_eq!(held.len(), 4);
+        world.advance_ms(101);
+        let taken = world.claim(1).await;
+        assert_eq!(taken.iter().map(|claimed| claimed.lease.turn).collect::<Vec<_>>(), [turn]);
+        for overdue in world.sweep().await.overdue {
+            assert_eq!(overdue.why, OverdueReason::AttemptsExhausted);
+            let lost = held.iter().find(|claimed| claimed.lease.turn == overdue.turn).unwrap();
+            let end = world.commit(lost, failed(FailureCode::AttemptsExhausted));
+            assert!(matches!(world.end(end).await, CommitResult::Won(_)));
+        }
+        world.complete(&taken[0], None).await;
+    }
+}
+
 pub(in crate::store) async fn r2_a_stopped_replica_writes_nothing_more(world: &World) {
     let holder = world.another_replica(100).await;
     let turn = world.submit(world.message("c")).await;
