@@ -192,6 +192,7 @@ impl Pending {
                 }
                 busy = pending.len() >= BUSY;
                 metrics::histogram!("turnhouse_journal_batch_writes").record(pending.len() as f64);
+                pending.sort_by_key(|(write, _)| place(write));
                 let (writes, waiters): (Vec<Write>, Vec<Waiter>) = pending.drain(..).unzip();
                 let (accepts, commits) =
                     (any(&writes, |w| matches!(w, Write::Accept(_))), any(&writes, |w| matches!(w, Write::Commit(_))));
@@ -223,6 +224,17 @@ fn gather(entries: &mut mpsc::UnboundedReceiver<(Write, Waiter)>, pending: &mut 
             return;
         }
         std::thread::yield_now();
+    }
+}
+
+/// In which order a batch is written; what is alike keeps its own. Nobody has an answer yet, so nobody can tell. What is said goes before the ends that it
+/// must not miss, ends make room for messages, and claims find all that there is. Stores write like things that stand together at once.
+fn place(write: &Write) -> u8 {
+    match write {
+        Write::Append(_) | Write::BeginEffect(_) => 0,
+        Write::Commit(_) | Write::Requeue(_) => 1,
+        Write::Accept(_) => 2,
+        Write::Claim(_) => 3,
     }
 }
 

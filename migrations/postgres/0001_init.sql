@@ -243,15 +243,15 @@ CREATE INDEX markers_deadline ON turn_markers (deadline_at);
 CREATE INDEX markers_refused ON turn_markers (refusals) WHERE refusals > 0;
 CREATE INDEX markers_worn ON turn_markers (epoch) WHERE epoch >= 1000000;
 
--- The debt is paid before the transaction in which it is struck out ends.
-CREATE FUNCTION markers_owe() RETURNS trigger LANGUAGE plpgsql AS $$
+-- The debt is paid in the statement in which it is struck out.
+CREATE FUNCTION markers_owe() RETURNS trigger LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
-  IF EXISTS (SELECT 1 FROM turns WHERE org_id = OLD.org_id AND turn_id = OLD.turn_id AND outcome IS NULL) THEN
+  IF EXISTS (SELECT 1 FROM gone g JOIN turns t ON t.org_id = g.org_id AND t.turn_id = g.turn_id WHERE t.outcome IS NULL) THEN
     RAISE EXCEPTION 'the turn still owes its end' USING ERRCODE = 'integrity_constraint_violation';
   END IF;
   RETURN NULL;
 END $$;
-CREATE CONSTRAINT TRIGGER markers_owe AFTER DELETE ON turn_markers DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION markers_owe();
+CREATE TRIGGER markers_owe AFTER DELETE ON turn_markers REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION markers_owe();
 
 -- One row a batch of consecutive events of one epoch; the epoch changes at every change of owner, so no id is used twice.
 CREATE TABLE turn_events (

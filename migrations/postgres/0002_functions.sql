@@ -4,6 +4,21 @@
 -- Inside a function every statement sees what is committed when it begins, so whatever is read after the lock on org_load is true until the end.
 -- A function is never changed in its meaning: hosts of two versions may call it at once. A new meaning gets a new name.
 
+-- An item of a batch. Items of one kind that stand side by side and touch nothing in common are a run, and are written together: what a statement
+-- costs is mostly its beginning. Whoever sends the batch says where runs end. Numbers that name a body count from 1.
+CREATE TYPE item AS (
+  ord int, run_to int, kind text, org text, turn uuid, epoch int, agent text,
+  run uuid, env_org text, conv text, mode text, usr text, sees_all boolean, dry boolean, key text, hash int, msg int, on_busy text,
+  conv_max bigint, org_max bigint, host_max bigint, admission_ms bigint, queue_ms bigint, turn_ms bigint, attempts_max int, holder uuid, running_max bigint,
+  slots int, backoff_ms bigint, backoff_ms_max bigint,
+  first_seq bigint, body int, effect boolean, delay_ms bigint,
+  outcome text, reply int, replaces boolean, failure text, cancelled_by text, cpu_ms float8, wall_ms float8, memory bigint, calls bigint,
+  bytes_in bigint, bytes_out bigint, instance_ms float8,
+  parent uuid, permit_run uuid, permit_conv text, permit_org text, snapshot int,
+  -- what is found out on the way
+  seq bigint, state text, deadline bigint, worker text, version int, fresh boolean, root uuid, kept uuid[], dropped uuid[]
+);
+
 -- What became of an item; several rows an item where it claimed or ended several turns. `kind` says which columns are filled.
 CREATE TYPE written AS (
   ord int, kind text,
@@ -26,49 +41,51 @@ BEGIN
   RETURN FOUND;
 END $$;
 
--- The one way in which a turn ends. Whoever deletes the marker has ended the turn, and everything else of the end stands in the same transaction. No
--- other function deletes markers. Does not touch org_load: its caller does, by `was` and `promoted`. A reply comes only from an instance, and only a
--- running turn has one.
-CREATE FUNCTION end_turn(
-  p_now bigint, p_org text, p_turn uuid, p_epoch int, p_outcome text, p_reply bytea, p_replaces boolean, p_failure text, p_cancelled_by text,
-  p_cpu_ms float8, p_wall_ms float8, p_memory bigint, p_host_calls bigint, p_bytes_in bigint, p_bytes_out bigint, p_instance_ms float8,
-  p_tail_seq bigint, p_tail bytea, p_look_for_next boolean,
-  OUT result text, OUT agent_id text, OUT was text, OUT accepted_at bigint, OUT attempt int, OUT promoted boolean
-) LANGUAGE plpgsql AS $$
-#variable_conflict use_column
+-- A turn that has ended.
+CREATE TYPE ended AS (ord int, org text, turn uuid, agent text, was text, accepted_at bigint, attempt int, promoted boolean);
+
+-- The one way in which turns end; those that come back have. Whoever deletes the marker has ended the turn, and everything else of the end stands in the
+-- same statement. No other function deletes markers. Does not touch org_load: its caller does, by `was` and `promoted`. A reply comes only from an
+-- instance, and only a running turn has one. No turn may occur twice. Mostly nobody waits, and then there is nobody to look for.
+CREATE FUNCTION end_turns(p_now bigint, p_ends item[], p_bodies bytea[], p_look_for_next boolean) RETURNS SETOF ended LANGUAGE plpgsql AS $$
 DECLARE
-  m record;
+  r record;
+  o ended;
+  v_gone bigint := 0; v_done bigint := 0;
 BEGIN
-  promoted := false;
-  DELETE FROM turn_markers
-   WHERE org_id = p_org AND turn_id = p_turn AND (p_epoch IS NULL OR epoch = p_epoch)
-     AND (p_outcome <> 'completed' OR (state = 'running' AND p_epoch IS NOT NULL))
-  RETURNING agent_id AS agent, conversation_id AS conversation, seq, state, epoch, attempt AS attempts INTO m;
-  IF NOT FOUND THEN
-    result := 'lost';
-    RETURN;
-  END IF;
-  result := 'won';
-  agent_id := m.agent;
-  was := m.state;
-  attempt := m.attempts;
-  -- A longer tail goes to the log, so that a turn's row stays a row.
-  IF length(p_tail) > 16384 THEN
-    INSERT INTO turn_events (org_id, turn_id, epoch, first_seq, body) VALUES (p_org, p_turn, m.epoch, p_tail_seq, p_tail) ON CONFLICT DO NOTHING;
-    p_tail := NULL;
-    p_tail_seq := NULL;
-  END IF;
-  UPDATE turns t SET outcome = p_outcome, ended_at = p_now, end_epoch = m.epoch, attempts = m.attempts, reply = p_reply, replaces_deltas = p_replaces,
-         failure = p_failure, cancelled_by = p_cancelled_by, cpu_ms = p_cpu_ms, wall_ms = p_wall_ms, memory_peak_bytes = p_memory,
-         host_calls = p_host_calls, bytes_in = p_bytes_in, bytes_out = p_bytes_out, instance_ms = p_instance_ms, tail_seq = p_tail_seq, tail = p_tail
-   WHERE t.org_id = p_org AND t.turn_id = p_turn AND t.outcome IS NULL
-  RETURNING t.accepted_at INTO accepted_at;
-  IF NOT FOUND THEN
-    RAISE EXCEPTION 'turn % had a marker and no open row', p_turn USING ERRCODE = 'integrity_constraint_violation';
-  END IF;
-  -- Mostly nobody waits, and then there is nobody to look for.
-  IF p_look_for_next AND m.seq IS NOT NULL AND m.state <> 'waiting' THEN
-    promoted := promote(p_now, p_org, m.agent, m.conversation);
+  FOR r IN
+    WITH gone AS (
+      DELETE FROM turn_markers m USING unnest(p_ends) e
+       WHERE m.org_id = e.org AND m.turn_id = e.turn AND (e.epoch IS NULL OR m.epoch = e.epoch)
+         AND (e.outcome <> 'completed' OR (m.state = 'running' AND e.epoch IS NOT NULL))
+      RETURNING e.*, m.agent_id, m.conversation_id, m.seq AS place, m.state AS was, m.epoch AS end_epoch, m.attempt
+    ), told AS (
+      -- A longer tail goes to the log, so that a turn's row stays a row.
+      UPDATE turns t SET outcome = g.outcome, ended_at = p_now, end_epoch = g.end_epoch, attempts = g.attempt, reply = p_bodies[g.reply],
+             replaces_deltas = g.replaces, failure = g.failure, cancelled_by = g.cancelled_by, cpu_ms = g.cpu_ms, wall_ms = g.wall_ms,
+             memory_peak_bytes = g.memory, host_calls = g.calls, bytes_in = g.bytes_in, bytes_out = g.bytes_out, instance_ms = g.instance_ms,
+             tail_seq = CASE WHEN length(p_bodies[g.body]) <= 16384 THEN g.first_seq END,
+             tail = CASE WHEN length(p_bodies[g.body]) <= 16384 THEN p_bodies[g.body] END
+        FROM gone g WHERE t.org_id = g.org AND t.turn_id = g.turn AND t.outcome IS NULL
+      RETURNING g.ord, g.org, g.turn, g.agent_id, g.conversation_id, g.place, g.was, g.end_epoch, g.attempt, g.first_seq, g.body, t.accepted_at
+    )
+    SELECT n.gone, told.* FROM (SELECT count(*) AS gone FROM gone) n LEFT JOIN told ON true
+  LOOP
+    v_gone := r.gone;
+    EXIT WHEN r.turn IS NULL;
+    v_done := v_done + 1;
+    IF length(p_bodies[r.body]) > 16384 THEN
+      INSERT INTO turn_events (org_id, turn_id, epoch, first_seq, body) VALUES (r.org, r.turn, r.end_epoch, r.first_seq, p_bodies[r.body])
+      ON CONFLICT DO NOTHING;
+    END IF;
+    o := (r.ord, r.org, r.turn, r.agent_id, r.was, r.accepted_at, r.attempt, false);
+    IF p_look_for_next AND r.place IS NOT NULL AND r.was <> 'waiting' THEN
+      o.promoted := promote(p_now, r.org, r.agent_id, r.conversation_id);
+    END IF;
+    RETURN NEXT o;
+  END LOOP;
+  IF v_done < v_gone THEN
+    RAISE EXCEPTION '% turns had a marker and no open row', v_gone - v_done USING ERRCODE = 'integrity_constraint_violation';
   END IF;
 END $$;
 
@@ -146,15 +163,25 @@ DECLARE
   v_first text; v_bound bigint;
   v_older boolean;                      -- whether something older is ready for a slot; NULL: to be looked up
   v_holder uuid; v_may boolean;         -- the holder that was asked about last
-  it record; l record; lane record; e record; a record; c record; x record;
+  v_items item[]; v_run item[]; v_new item[]; v_at int;
+  v_done boolean[];                     -- by an item's place: what it asked for was done
+  v_made int[];                         -- orgs of which this run has made a turn ready; the tables do not show it yet
+  v_look boolean;                       -- whether an end may make a waiting turn ready
+  v_lanes int; v_fresh boolean; v_keyed boolean; v_staged boolean;
+  it item; l record; r record; e record; x record;
   o written;
   i int; n int; k int;
-  v_text text; v_turn uuid; v_conv text; v_laned boolean; v_live int; v_active uuid; v_interrupt boolean; v_behind boolean; v_user text;
-  v_seq bigint; v_start boolean; v_state text; v_deadline bigint; v_generation uuid; v_head uuid; v_refused boolean; v_count int;
-  v_kept uuid[];
+  v_text text; v_turn uuid; v_laned boolean; v_live int; v_active uuid; v_interrupt boolean; v_behind boolean;
+  v_start boolean; v_refused boolean; v_count int;
 BEGIN
-  SELECT coalesce(sum((j->>'slots')::int), 0), coalesce(max((j->>'running_max')::bigint), 0) INTO v_claims, v_bound
-    FROM jsonb_array_elements(p_items) j WHERE j->>'kind' = 'claim';
+  v_items := ARRAY(SELECT j FROM jsonb_populate_recordset(NULL::item, p_items) j ORDER BY j.ord);
+  v_done := array_fill(false, ARRAY[cardinality(v_items)]);
+  FOREACH it IN ARRAY v_items LOOP
+    IF it.kind = 'claim' THEN
+      v_claims := v_claims + it.slots;
+      v_bound := greatest(v_bound, it.running_max);
+    END IF;
+  END LOOP;
   IF v_claims > 0 THEN
     v_now := coalesce(p_now, turnhouse_now());
     -- Orgs with something to start and room for it, once round from the cursor, a few index probes each; and those whose turns the dead still hold.
@@ -188,18 +215,12 @@ BEGIN
   END LOOP;
   v_now := coalesce(p_now, turnhouse_now());
 
-  FOR it IN SELECT * FROM ROWS FROM (jsonb_to_recordset(p_items) AS (
-      kind text, org text, turn uuid, epoch int, agent text,
-      run uuid, env_org text, conv text, mode text, usr text, sees_all boolean, dry boolean, key text, hash int, msg int, on_busy text,
-      conv_max bigint, org_max bigint, host_max bigint, admission_ms bigint, queue_ms bigint, turn_ms bigint, attempts_max int, holder uuid, running_max bigint,
-      slots int, backoff_ms bigint, backoff_ms_max bigint,
-      first_seq bigint, body int, effect boolean, delay_ms bigint,
-      outcome text, reply int, replaces boolean, failure text, cancelled_by text, cpu_ms float8, wall_ms float8, memory bigint, calls bigint,
-      bytes_in bigint, bytes_out bigint, instance_ms float8,
-      parent uuid, permit_run uuid, permit_conv text, permit_org text, snapshot int)) WITH ORDINALITY
-  LOOP
+  v_at := 1;
+  WHILE v_at <= cardinality(v_items) LOOP
+    it := v_items[v_at];
+    v_at := it.ord + 1;
     o := NULL;
-    o.ord := it.ordinality;
+    o.ord := it.ord;
     o.at := v_now;
     IF it.kind = 'claim' THEN
       IF it.holder IS DISTINCT FROM v_holder THEN
@@ -214,7 +235,7 @@ BEGIN
                   AND m.org_id = ANY (v_org) LIMIT it.slots
       LOOP
         o := start_turn(v_now, x.org_id, x.turn_id, it.holder, it.backoff_ms, it.backoff_ms_max);
-        o.ord := it.ordinality;
+        o.ord := it.ord;
         RETURN NEXT o;
         n := n + 1;
       END LOOP;
@@ -230,7 +251,7 @@ BEGIN
          ORDER BY m.not_before, m.turn_id LIMIT 1;
         CONTINUE WHEN NOT FOUND;
         o := start_turn(v_now, v_text, v_turn, it.holder, it.backoff_ms, it.backoff_ms_max);
-        o.ord := it.ordinality;
+        o.ord := it.ord;
         IF o.refusal IS NULL THEN
           v_ready[i] := v_ready[i] - 1;
           v_running[i] := v_running[i] + 1;
@@ -243,28 +264,42 @@ BEGIN
       CONTINUE;
     END IF;
 
-    i := array_position(v_org, it.org);
-    IF i IS NULL THEN
-      RAISE EXCEPTION 'there is no org %', it.org USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
+    -- Where turns wait, an end makes another ready: there ends go one by one.
+    n := it.ord;
+    v_staged := false;
+    WHILE n <= it.run_to LOOP
+      i := array_position(v_org, (v_items[n]).org);
+      IF i IS NULL THEN
+        RAISE EXCEPTION 'there is no org %', (v_items[n]).org USING ERRCODE = 'integrity_constraint_violation';
+      END IF;
+      v_look := it.kind = 'commit' AND v_waiting[i] > 0;
+      v_staged := v_staged OR (v_items[n]).snapshot IS NOT NULL;
+      EXIT WHEN v_look;
+      n := n + 1;
+    END LOOP;
+    v_look := v_look AND n = it.ord;
+    v_run := v_items[it.ord:greatest(n - 1, it.ord)];
+    v_at := it.ord + cardinality(v_run);
 
     IF it.kind = 'append' THEN
       -- The fence: only the owner of a running marker says anything.
       IF it.effect THEN
         UPDATE turn_markers SET effects = true WHERE org_id = it.org AND turn_id = it.turn AND epoch = it.epoch AND state = 'running';
+        v_done[it.ord] := FOUND;
       ELSE
-        PERFORM 1 FROM turn_markers WHERE org_id = it.org AND turn_id = it.turn AND epoch = it.epoch AND state = 'running';
+        FOR r IN SELECT u.ord FROM unnest(v_run) u JOIN turn_markers m ON m.org_id = u.org AND m.turn_id = u.turn AND m.epoch = u.epoch AND m.state = 'running' LOOP
+          v_done[r.ord] := true;
+        END LOOP;
       END IF;
-      o.kind := 'stale';
-      IF FOUND THEN
-        o.kind := 'done';
-        IF it.body IS NOT NULL THEN
-          -- The journal's own retry finds its row.
-          INSERT INTO turn_events (org_id, turn_id, epoch, first_seq, body) VALUES (it.org, it.turn, it.epoch, it.first_seq, p_bodies[it.body])
-          ON CONFLICT DO NOTHING;
-        END IF;
-      END IF;
-      RETURN NEXT o;
+      -- The journal's own retry finds its row.
+      INSERT INTO turn_events (org_id, turn_id, epoch, first_seq, body)
+      SELECT u.org, u.turn, u.epoch, u.first_seq, p_bodies[u.body] FROM unnest(v_run) u WHERE v_done[u.ord] AND u.body IS NOT NULL
+      ON CONFLICT DO NOTHING;
+      FOREACH it IN ARRAY v_run LOOP
+        o.ord := it.ord;
+        o.kind := CASE WHEN v_done[it.ord] THEN 'done' ELSE 'stale' END;
+        RETURN NEXT o;
+      END LOOP;
 
     ELSIF it.kind = 'requeue' THEN
       -- The admission clock begins anew and outlasts the delay. Epoch + 1: the old owner's lease is worth nothing from here.
@@ -281,46 +316,46 @@ BEGIN
       RETURN NEXT o;
 
     ELSIF it.kind = 'commit' THEN
-      v_refused := false;
-      IF it.snapshot IS NOT NULL THEN
-        -- The permit and the head are tested against what stands now, before anything is ended.
-        v_refused := true;
-        SELECT m.agent_id, m.conversation_id, m.run_id, t.worker, t.version, g.head_run, g.generation, g.kept_runs INTO c
-          FROM turn_markers m
-          JOIN turns t ON t.org_id = m.org_id AND t.turn_id = m.turn_id
-          JOIN conversations g ON g.org_id = m.org_id AND g.agent_id = m.agent_id AND g.conversation_id = m.conversation_id
-         WHERE m.org_id = it.org AND m.turn_id = it.turn AND m.mode = 'snapshot' AND m.seq IS NOT NULL AND m.run_id IS NOT NULL
-           AND m.run_id = it.permit_run AND m.org_id = it.permit_org AND m.conversation_id = it.permit_conv AND it.outcome = 'completed'
-           AND t.worker IS NOT NULL;
-        IF FOUND AND c.head_run = it.parent AND c.run_id <> c.head_run AND c.run_id <> c.generation THEN
-          PERFORM 1 FROM snapshots WHERE org_id = it.org AND run_id = c.run_id AND agent_id = c.agent_id AND conversation_id = c.conversation_id;
-          v_refused := FOUND;
-        END IF;
-        IF v_refused THEN
-          -- Lost comes before conflict.
-          PERFORM 1 FROM turn_markers WHERE org_id = it.org AND turn_id = it.turn AND epoch = it.epoch AND state = 'running';
-          o.kind := CASE WHEN FOUND THEN 'conflict' ELSE 'lost' END;
-          RETURN NEXT o;
-          CONTINUE;
-        END IF;
+      v_new := '{}';
+      -- The permit and the head are tested against what stands now, before anything is ended.
+      IF v_staged THEN
+        FOR r IN
+          SELECT u.ord, c.*, EXISTS (SELECT 1 FROM snapshots s WHERE s.org_id = u.org AND s.run_id = c.run_id AND s.agent_id = c.agent_id
+                                        AND s.conversation_id = c.conversation_id) AS taken
+            FROM unnest(v_run) u LEFT JOIN LATERAL (
+              SELECT m.agent_id, m.conversation_id, m.run_id, t.worker, t.version, g.head_run, g.generation, g.kept_runs
+                FROM turn_markers m
+                JOIN turns t ON t.org_id = m.org_id AND t.turn_id = m.turn_id
+                JOIN conversations g ON g.org_id = m.org_id AND g.agent_id = m.agent_id AND g.conversation_id = m.conversation_id
+               WHERE m.org_id = u.org AND m.turn_id = u.turn AND m.mode = 'snapshot' AND m.seq IS NOT NULL AND m.run_id IS NOT NULL
+                 AND m.run_id = u.permit_run AND m.org_id = u.permit_org AND m.conversation_id = u.permit_conv AND u.outcome = 'completed'
+                 AND t.worker IS NOT NULL) c ON true
+           WHERE u.snapshot IS NOT NULL
+        LOOP
+          it := v_items[r.ord];
+          IF r.head_run = it.parent AND r.run_id <> r.head_run AND r.run_id <> r.generation AND NOT r.taken THEN
+            it.agent := r.agent_id; it.conv := r.conversation_id; it.run := r.run_id; it.worker := r.worker; it.version := r.version;
+            -- More than one goes when the bound was lowered since. The rows stay: they are links of the chain.
+            k := greatest(0, cardinality(r.kept_runs) + 1 - p_snapshots_kept);
+            it.dropped := r.kept_runs[:k];
+            it.kept := r.kept_runs[k + 1:] || r.run_id;
+            v_new := v_new || it;
+          ELSE
+            -- Lost comes before conflict.
+            PERFORM 1 FROM turn_markers WHERE org_id = it.org AND turn_id = it.turn AND epoch = it.epoch AND state = 'running';
+            o.ord := it.ord;
+            o.kind := CASE WHEN FOUND THEN 'conflict' ELSE 'lost' END;
+            RETURN NEXT o;
+            v_run := ARRAY(SELECT u FROM unnest(v_run) u WHERE u.ord <> it.ord);
+          END IF;
+        END LOOP;
       END IF;
-      e := end_turn(v_now, it.org, it.turn, it.epoch, it.outcome, p_bodies[it.reply], it.replaces, it.failure, it.cancelled_by, it.cpu_ms, it.wall_ms, it.memory,
-                    it.calls, it.bytes_in, it.bytes_out, it.instance_ms, it.first_seq, p_bodies[it.body], v_waiting[i] > 0);
-      o.kind := e.result;
-      IF e.result = 'won' THEN
-        o.agent := e.agent_id; o.was := e.was; o.accepted_at := e.accepted_at; o.attempt := e.attempt; o.promoted := e.promoted;
-        IF it.snapshot IS NOT NULL THEN
-          INSERT INTO snapshots (org_id, agent_id, conversation_id, run_id, parent_run, turn_id, worker, version, at, body)
-          VALUES (it.org, c.agent_id, c.conversation_id, c.run_id, c.head_run, it.turn, c.worker, c.version, v_now, p_bodies[it.snapshot]);
-          v_kept := c.kept_runs || c.run_id;
-          -- More than one when the bound was lowered since. The rows stay: they are links of the chain.
-          WHILE cardinality(v_kept) > p_snapshots_kept LOOP
-            UPDATE snapshots SET body = NULL WHERE org_id = it.org AND run_id = v_kept[1] AND agent_id = c.agent_id AND conversation_id = c.conversation_id;
-            v_kept := v_kept[2:];
-          END LOOP;
-          UPDATE conversations SET head_run = c.run_id, kept_runs = v_kept
-           WHERE org_id = it.org AND agent_id = c.agent_id AND conversation_id = c.conversation_id;
-        END IF;
+      FOR e IN SELECT * FROM end_turns(v_now, v_run, p_bodies, v_look) LOOP
+        v_done[e.ord] := true;
+        o.ord := e.ord; o.kind := 'won'; o.agent := e.agent; o.was := e.was; o.accepted_at := e.accepted_at; o.attempt := e.attempt;
+        o.promoted := e.promoted;
+        RETURN NEXT o;
+        i := array_position(v_org, e.org);
         IF e.was = 'waiting' THEN
           v_waiting[i] := v_waiting[i] - 1;
         ELSIF e.was = 'ready' THEN
@@ -335,199 +370,229 @@ BEGIN
           v_older := NULL;
         END IF;
         p_host_live := p_host_live - 1;
+      END LOOP;
+      FOREACH it IN ARRAY v_run LOOP
+        IF NOT v_done[it.ord] THEN
+          o := NULL;
+          o.ord := it.ord; o.at := v_now; o.kind := 'lost';
+          RETURN NEXT o;
+        END IF;
+      END LOOP;
+      IF cardinality(v_new) > 0 THEN
+        INSERT INTO snapshots (org_id, agent_id, conversation_id, run_id, parent_run, turn_id, worker, version, at, body)
+        SELECT s.org, s.agent, s.conv, s.run, s.parent, s.turn, s.worker, s.version, v_now, p_bodies[s.snapshot] FROM unnest(v_new) s WHERE v_done[s.ord];
+        UPDATE snapshots x SET body = NULL FROM unnest(v_new) s, unnest(s.dropped) AS d (run)
+         WHERE v_done[s.ord] AND x.org_id = s.org AND x.run_id = d.run AND x.agent_id = s.agent AND x.conversation_id = s.conv;
+        UPDATE conversations g SET head_run = s.run, kept_runs = s.kept
+          FROM unnest(v_new) s WHERE v_done[s.ord] AND g.org_id = s.org AND g.agent_id = s.agent AND g.conversation_id = s.conv;
       END IF;
-      RETURN NEXT o;
 
     ELSIF it.kind = 'accept' THEN
-      v_conv := it.conv;
-      v_laned := v_conv IS NOT NULL AND it.env_org IS NOT NULL;       -- only such an envelope has a place in a conversation
-      SELECT g.user_id, g.generation, g.head_run, g.next_seq, g.deleted_at IS NOT NULL AS deleted INTO lane
-        FROM conversations g WHERE g.org_id = it.org AND g.agent_id = it.agent AND g.conversation_id = v_conv;
-      -- A turn belongs to whom its conversation belongs to, also when an admin speaks in it.
-      v_user := CASE WHEN v_laned AND lane.user_id IS NOT NULL AND NOT lane.deleted THEN lane.user_id ELSE it.usr END;
-      v_live := 0;
-      v_active := NULL;
-      IF v_laned AND lane.user_id IS NOT NULL AND v_waiting[i] + v_ready[i] + v_running[i] > 0 THEN
-        SELECT m.turn_id INTO v_active FROM turn_markers m
-         WHERE m.org_id = it.org AND m.agent_id = it.agent AND m.conversation_id = v_conv AND m.state IN ('ready', 'running') AND m.seq IS NOT NULL;
-        IF FOUND THEN
-          v_live := 1;
-        END IF;
-        IF v_waiting[i] > 0 THEN
-          SELECT count(*)::int, (array_agg(m.turn_id ORDER BY m.seq))[1] INTO v_count, v_turn FROM turn_markers m
-           WHERE m.org_id = it.org AND m.agent_id = it.agent AND m.conversation_id = v_conv AND m.state = 'waiting';
-          v_live := v_live + v_count;
-          v_active := coalesce(v_active, v_turn);
-        END IF;
-      END IF;
-      -- The order of these checks is the contract: whose it is, then the key, then busy, then room.
-      v_text := NULL;
-      o.turn := NULL;
-      IF lane.user_id IS NOT NULL AND NOT lane.deleted AND lane.user_id <> it.usr AND NOT it.sees_all THEN
-        v_text := 'not_found';
-      ELSIF it.key IS NOT NULL THEN
-        SELECT q.turn_id, q.request_hash = p_bodies[it.hash] AS same INTO x FROM idempotency_keys q
-         WHERE q.org_id = it.org AND q.agent_id = it.agent AND q.conversation_id = coalesce(v_conv, '') AND q.idem_key = it.key;
-        IF FOUND THEN
-          IF x.same THEN
+      v_new := '{}'; v_made := '{}'; v_lanes := 0; v_fresh := false; v_keyed := false;
+      -- What stands of each message's conversation, key, turn and agent; nothing of this run is written before all of it is read.
+      FOR r IN
+        SELECT u.ord, g.user_id, g.generation, g.head_run, g.next_seq, g.deleted_at IS NOT NULL AS deleted, m.turn_id AS active, w.waiting, w.first,
+               q.turn_id AS keyed, q.request_hash = p_bodies[u.hash] AS same, t.turn_id IS NOT NULL AS known, a.worker, a.version, a.revision,
+               s.worker AS snapshot_worker, s.version AS snapshot_version, s.body AS snapshot
+          FROM unnest(v_run) u
+          LEFT JOIN conversations g ON g.org_id = u.org AND g.agent_id = u.agent AND g.conversation_id = u.conv
+          LEFT JOIN turn_markers m ON m.org_id = u.org AND m.agent_id = u.agent AND m.conversation_id = u.conv AND m.state IN ('ready', 'running')
+               AND m.seq IS NOT NULL AND u.env_org IS NOT NULL
+          LEFT JOIN LATERAL (
+            SELECT count(*)::int AS waiting, (array_agg(b.turn_id ORDER BY b.seq))[1] AS first FROM turn_markers b
+             WHERE b.org_id = u.org AND b.agent_id = u.agent AND b.conversation_id = u.conv AND b.state = 'waiting' AND u.env_org IS NOT NULL
+               AND v_waiting[array_position(v_org, u.org)] > 0) w ON true
+          LEFT JOIN idempotency_keys q ON q.org_id = u.org AND q.agent_id = u.agent AND q.conversation_id = coalesce(u.conv, '') AND q.idem_key = u.key
+          LEFT JOIN turns t ON t.org_id = u.org AND t.turn_id = u.turn
+          LEFT JOIN agents a ON a.org_id = u.org AND a.agent_id = u.agent
+          LEFT JOIN snapshots s ON s.org_id = u.org AND s.run_id = g.head_run AND s.agent_id = u.agent AND s.conversation_id = u.conv
+               AND u.mode = 'snapshot' AND u.run IS NOT NULL AND g.head_run <> g.generation
+         ORDER BY u.ord
+      LOOP
+        it := v_items[r.ord];
+        i := array_position(v_org, it.org);
+        o := NULL;
+        o.ord := it.ord;
+        o.at := v_now;
+        v_laned := it.conv IS NOT NULL AND it.env_org IS NOT NULL;    -- only such an envelope has a place in a conversation
+        v_live := r.waiting + (r.active IS NOT NULL)::int;
+        v_active := coalesce(r.active, r.first);
+        -- The order of these checks is the contract: whose it is, then the key, then busy, then room.
+        v_text := NULL;
+        IF r.user_id IS NOT NULL AND NOT r.deleted AND r.user_id <> it.usr AND NOT it.sees_all THEN
+          v_text := 'not_found';
+        ELSIF r.keyed IS NOT NULL THEN
+          IF r.same THEN
             o.kind := 'attached';
-            o.turn := x.turn_id;
+            o.turn := r.keyed;
             RETURN NEXT o;
             CONTINUE;
           END IF;
           v_text := 'idempotency_mismatch';
         END IF;
-      END IF;
-      v_interrupt := it.on_busy = 'interrupt' AND v_active IS NOT NULL;
-      IF v_text IS NULL THEN
-        n := CASE WHEN v_interrupt THEN v_live ELSE 0 END;            -- an interrupt makes room for itself
-        IF it.on_busy = 'reject' AND v_active IS NOT NULL THEN
-          v_text := 'conversation_busy';
-          o.turn := v_active;
-        ELSIF v_live - n > it.conv_max THEN
-          v_text := 'conversation_queue_full';
-        ELSIF greatest(0, v_waiting[i] + v_ready[i] + v_running[i] - n) >= it.org_max THEN
-          v_text := 'org_queue_full';
-        ELSIF greatest(0, p_host_live - n) >= it.host_max THEN
-          v_text := 'host_queue_full';
+        v_interrupt := it.on_busy = 'interrupt' AND v_active IS NOT NULL;
+        IF v_text IS NULL THEN
+          n := CASE WHEN v_interrupt THEN v_live ELSE 0 END;          -- an interrupt makes room for itself
+          IF it.on_busy = 'reject' AND v_active IS NOT NULL THEN
+            v_text := 'conversation_busy';
+            o.turn := v_active;
+          ELSIF v_live - n > it.conv_max THEN
+            v_text := 'conversation_queue_full';
+          ELSIF greatest(0, v_waiting[i] + v_ready[i] + v_running[i] - n) >= it.org_max THEN
+            v_text := 'org_queue_full';
+          ELSIF greatest(0, p_host_live - n) >= it.host_max THEN
+            v_text := 'host_queue_full';
+          END IF;
         END IF;
-      END IF;
-      IF v_text IS NOT NULL THEN
-        o.kind := 'refused';
-        o.refusal := v_text;
-        RETURN NEXT o;
-        CONTINUE;
-      END IF;
-      IF v_interrupt THEN
-        -- The journal's own retry must not interrupt itself.
-        PERFORM 1 FROM turns WHERE org_id = it.org AND turn_id = it.turn;
-        IF FOUND THEN
+        IF v_text IS NOT NULL THEN
+          o.kind := 'refused';
+          o.refusal := v_text;
+          RETURN NEXT o;
+          CONTINUE;
+        END IF;
+        -- It was accepted before, and this is the journal's own retry, which must not interrupt itself.
+        IF r.known THEN
           o.kind := 'attached';
           o.turn := it.turn;
           RETURN NEXT o;
           CONTINUE;
         END IF;
-        -- Those that wait first, so that ending them one by one makes none of them ready.
-        FOR x IN SELECT m.turn_id FROM turn_markers m
-                  WHERE m.org_id = it.org AND m.agent_id = it.agent AND m.conversation_id = v_conv AND m.seq IS NOT NULL
-                  ORDER BY m.state = 'waiting' DESC, m.seq
-        LOOP
-          e := end_turn(v_now, it.org, x.turn_id, NULL, 'cancelled', NULL, NULL, NULL, 'interrupt', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, false);
-          o.kind := 'ended'; o.turn := x.turn_id; o.agent := e.agent_id; o.was := e.was; o.accepted_at := e.accepted_at; o.promoted := false;
-          RETURN NEXT o;
-          IF e.was = 'waiting' THEN
-            v_waiting[i] := v_waiting[i] - 1;
-          ELSIF e.was = 'ready' THEN
-            v_ready[i] := v_ready[i] - 1;
-          ELSE
-            v_running[i] := v_running[i] - 1;
-          END IF;
-          v_older := NULL;
-          p_host_live := p_host_live - 1;
-        END LOOP;
-        o := NULL;
-        o.ord := it.ordinality;
-        o.at := v_now;
-      END IF;
-      v_behind := v_live > 0 AND NOT v_interrupt;
-      v_seq := CASE WHEN v_laned THEN coalesce(lane.next_seq, 1) END;
-      v_refused := it.mode = 'snapshot' AND it.run IS NOT NULL AND (it.env_org IS NULL OR v_conv IS NULL);
-
-      -- Started in this very write, if its lane is empty, its org under its bound and nothing older ready.
-      v_start := false;
-      IF it.holder IS NOT NULL AND NOT v_behind AND NOT v_refused AND v_running[i] < it.running_max THEN
-        IF it.holder IS DISTINCT FROM v_holder THEN
-          v_holder := it.holder;
-          v_may := may_claim(v_now, it.holder);
-        END IF;
-        IF v_may AND v_older IS NULL THEN
-          v_older := EXISTS (SELECT 1 FROM replicas d JOIN turn_markers m ON m.holder = d.replica_id AND m.state = 'running'
-                              WHERE d.expires_at <= v_now AND m.attempt < m.attempts_max AND NOT m.effects AND m.deadline_at > v_now AND m.epoch < 1000000);
-          v_text := '';
-          n := 0;
-          WHILE NOT v_older LOOP
-            SELECT m.org_id INTO v_text FROM turn_markers m WHERE m.state = 'ready' AND m.org_id > v_text ORDER BY m.org_id LIMIT 1;
-            EXIT WHEN NOT FOUND;
-            k := array_position(v_org, v_text);
-            IF k IS NULL THEN
-              SELECT g.running INTO v_count FROM org_load g WHERE g.org_id = v_text;
+        IF v_interrupt THEN
+          -- Alone in its run. All end at once, so that nobody becomes ready.
+          FOR e IN SELECT d.* FROM end_turns(v_now, ARRAY(
+                SELECT jsonb_populate_record(NULL::item, jsonb_build_object('ord', row_number() OVER (ORDER BY m.state = 'waiting' DESC, m.seq), 'org', it.org,
+                                             'turn', m.turn_id, 'outcome', 'cancelled', 'cancelled_by', 'interrupt'))
+                  FROM turn_markers m WHERE m.org_id = it.org AND m.agent_id = it.agent AND m.conversation_id = it.conv AND m.seq IS NOT NULL), '{}', false) d
+              ORDER BY d.ord
+          LOOP
+            o.kind := 'ended'; o.turn := e.turn; o.agent := e.agent; o.was := e.was; o.accepted_at := e.accepted_at; o.promoted := false;
+            RETURN NEXT o;
+            IF e.was = 'waiting' THEN
+              v_waiting[i] := v_waiting[i] - 1;
+            ELSIF e.was = 'ready' THEN
+              v_ready[i] := v_ready[i] - 1;
             ELSE
-              v_count := v_running[k];
+              v_running[i] := v_running[i] - 1;
             END IF;
-            IF v_count < it.running_max THEN
-              v_older := EXISTS (SELECT 1 FROM turn_markers m WHERE m.org_id = v_text AND m.state = 'ready' AND m.not_before <= v_now
-                                    AND m.deadline_at > v_now AND m.epoch < 1000000);
-            END IF;
-            n := n + 1;
-            v_older := v_older OR n >= 64;                            -- so many orgs wait: then this one does, too
+            v_older := NULL;
+            p_host_live := p_host_live - 1;
           END LOOP;
+          o := NULL;
+          o.ord := it.ord;
+          o.at := v_now;
         END IF;
-        v_start := v_may AND NOT v_older;
+        v_behind := v_live > 0 AND NOT v_interrupt;
+        v_refused := it.mode = 'snapshot' AND it.run IS NOT NULL AND (it.env_org IS NULL OR it.conv IS NULL);
+
+        -- Started in this very write, if its lane is empty, its org under its bound and nothing older ready.
+        v_start := false;
+        IF it.holder IS NOT NULL AND NOT v_behind AND NOT v_refused AND v_running[i] < it.running_max THEN
+          IF it.holder IS DISTINCT FROM v_holder THEN
+            v_holder := it.holder;
+            v_may := may_claim(v_now, it.holder);
+          END IF;
+          IF v_may AND v_older IS NULL THEN
+            v_older := EXISTS (SELECT 1 FROM replicas d JOIN turn_markers m ON m.holder = d.replica_id AND m.state = 'running'
+                                WHERE d.expires_at <= v_now AND m.attempt < m.attempts_max AND NOT m.effects AND m.deadline_at > v_now AND m.epoch < 1000000);
+            v_text := '';
+            n := 0;
+            WHILE NOT v_older LOOP
+              SELECT m.org_id INTO v_text FROM turn_markers m WHERE m.state = 'ready' AND m.org_id > v_text ORDER BY m.org_id LIMIT 1;
+              EXIT WHEN NOT FOUND;
+              k := array_position(v_org, v_text);
+              IF k IS NULL THEN
+                SELECT g.running INTO v_count FROM org_load g WHERE g.org_id = v_text;
+              ELSE
+                v_count := v_running[k];
+              END IF;
+              IF v_count < it.running_max THEN
+                v_older := EXISTS (SELECT 1 FROM turn_markers m WHERE m.org_id = v_text AND m.state = 'ready' AND m.not_before <= v_now
+                                      AND m.deadline_at > v_now AND m.epoch < 1000000);
+              END IF;
+              n := n + 1;
+              v_older := v_older OR n >= 64;                          -- so many orgs wait: then this one does, too
+            END LOOP;
+          END IF;
+          v_start := v_may AND NOT v_older;
+          IF v_start AND cardinality(v_made) > 0 THEN
+            v_start := NOT EXISTS (SELECT 1 FROM unnest(v_made) j WHERE v_running[j] < it.running_max);
+          END IF;
+        END IF;
+
+        IF v_laned THEN
+          it.seq := coalesce(r.next_seq, 1);
+          it.fresh := r.user_id IS NULL OR r.deleted;
+          -- A conversation begins with its first turn. One that was deleted begins again: another owner, another root, places go on.
+          it.root := coalesce(r.generation, gen_random_uuid());
+          v_lanes := v_lanes + (NOT it.fresh)::int;
+          v_fresh := v_fresh OR it.fresh;
+        END IF;
+        v_keyed := v_keyed OR it.key IS NOT NULL;
+        -- A turn belongs to whom its conversation belongs to, also when an admin speaks in it.
+        IF v_laned AND NOT it.fresh THEN
+          it.usr := r.user_id;
+        END IF;
+        p_host_live := p_host_live + 1;
+        IF v_start THEN
+          it.state := 'running'; it.deadline := v_now + it.turn_ms; it.worker := r.worker; it.version := r.version;
+          v_running[i] := v_running[i] + 1;
+          o.kind := 'started';
+          o.usr := it.usr; o.seq := it.seq; o.worker := r.worker; o.version := r.version; o.revision := coalesce(r.revision, 0);
+          IF v_laned AND (it.mode = 'file' OR it.run IS NOT NULL) THEN
+            o.generation := it.root;
+            o.head := CASE WHEN it.fresh THEN it.root ELSE r.head_run END;
+            IF NOT it.fresh THEN
+              o.snapshot_worker := r.snapshot_worker; o.snapshot_version := r.snapshot_version; o.snapshot := r.snapshot;
+            END IF;
+          END IF;
+        ELSE
+          it.holder := NULL;
+          o.kind := 'accepted';
+          IF v_behind THEN
+            it.state := 'waiting'; it.deadline := v_now + it.queue_ms;
+            v_waiting[i] := v_waiting[i] + 1;
+          ELSE
+            it.state := 'ready'; it.deadline := v_now + it.admission_ms;
+            v_ready[i] := v_ready[i] + 1;
+            v_made := v_made || i;
+          END IF;
+        END IF;
+        o.deadline := it.deadline;
+        v_new := v_new || it;
+        RETURN NEXT o;
+      END LOOP;
+      CONTINUE WHEN cardinality(v_new) = 0;
+      IF cardinality(v_made) > 0 THEN
+        v_older := NULL;
       END IF;
-      SELECT g.worker, g.version, g.revision INTO a FROM agents g WHERE v_start AND g.org_id = it.org AND g.agent_id = it.agent;
-      v_state := CASE WHEN v_start THEN 'running' WHEN v_behind THEN 'waiting' ELSE 'ready' END;
-      v_deadline := v_now + CASE v_state WHEN 'waiting' THEN it.queue_ms WHEN 'ready' THEN it.admission_ms ELSE it.turn_ms END;
-      k := v_start::int;
+
       INSERT INTO turns (org_id, turn_id, agent_id, conversation_id, seq, run_id, private, user_id, dry_run, accepted_at, message,
                          first_epoch, started_at, worker, version)
-      VALUES (it.org, it.turn, it.agent, v_conv, v_seq, it.run, it.mode <> 'snapshot' OR it.run IS NULL, v_user, it.dry, v_now,
-              p_bodies[it.msg], CASE WHEN v_start THEN 1 END, CASE WHEN v_start THEN v_now END, a.worker, a.version)
-      ON CONFLICT (org_id, turn_id) DO NOTHING;
-      IF NOT FOUND THEN
-        -- It was accepted before, and this is the journal's own retry.
-        o.kind := 'attached';
-        o.turn := it.turn;
-        RETURN NEXT o;
-        CONTINUE;
-      END IF;
-      IF v_laned THEN
-        IF lane.user_id IS NOT NULL AND NOT lane.deleted THEN
-          UPDATE conversations SET next_seq = v_seq + 1 WHERE org_id = it.org AND agent_id = it.agent AND conversation_id = v_conv AND next_seq = v_seq;
-          IF NOT FOUND THEN
-            RAISE EXCEPTION 'place % of a conversation was given out twice', v_seq USING ERRCODE = 'integrity_constraint_violation';
-          END IF;
-          v_generation := lane.generation;
-          v_head := lane.head_run;
-        ELSE
-          -- A conversation begins with its first turn. One that was deleted begins again: another owner, another root, places go on.
-          v_generation := coalesce(lane.generation, gen_random_uuid());
-          v_head := v_generation;
-          INSERT INTO conversations AS g (org_id, agent_id, conversation_id, user_id, created_at, next_seq, generation, head_run)
-          VALUES (it.org, it.agent, v_conv, it.usr, v_now, v_seq + 1, v_generation, v_generation)
-          ON CONFLICT (org_id, agent_id, conversation_id) DO UPDATE
-             SET user_id = excluded.user_id, created_at = excluded.created_at, deleted_at = NULL, next_seq = greatest(g.next_seq, excluded.next_seq);
+      SELECT u.org, u.turn, u.agent, u.conv, u.seq, u.run, u.mode <> 'snapshot' OR u.run IS NULL, u.usr, u.dry, v_now, p_bodies[u.msg],
+             CASE WHEN u.state = 'running' THEN 1 END, CASE WHEN u.state = 'running' THEN v_now END, u.worker, u.version
+        FROM unnest(v_new) u;
+      IF v_lanes > 0 THEN
+        UPDATE conversations g SET next_seq = u.seq + 1 FROM unnest(v_new) u
+         WHERE NOT u.fresh AND g.org_id = u.org AND g.agent_id = u.agent AND g.conversation_id = u.conv AND g.next_seq = u.seq;
+        GET DIAGNOSTICS n = ROW_COUNT;
+        IF n < v_lanes THEN
+          RAISE EXCEPTION 'a place of a conversation was given out twice' USING ERRCODE = 'integrity_constraint_violation';
         END IF;
       END IF;
-      IF it.key IS NOT NULL THEN
+      IF v_fresh THEN
+        INSERT INTO conversations AS g (org_id, agent_id, conversation_id, user_id, created_at, next_seq, generation, head_run)
+        SELECT u.org, u.agent, u.conv, u.usr, v_now, u.seq + 1, u.root, u.root FROM unnest(v_new) u WHERE u.fresh
+        ON CONFLICT (org_id, agent_id, conversation_id) DO UPDATE
+           SET user_id = excluded.user_id, created_at = excluded.created_at, deleted_at = NULL, next_seq = greatest(g.next_seq, excluded.next_seq);
+      END IF;
+      IF v_keyed THEN
         INSERT INTO idempotency_keys (org_id, agent_id, conversation_id, idem_key, turn_id, request_hash, created_at)
-        VALUES (it.org, it.agent, coalesce(v_conv, ''), it.key, it.turn, p_bodies[it.hash], v_now);
+        SELECT u.org, u.agent, coalesce(u.conv, ''), u.key, u.turn, p_bodies[u.hash], v_now FROM unnest(v_new) u WHERE u.key IS NOT NULL;
       END IF;
       INSERT INTO turn_markers (org_id, turn_id, agent_id, env_org, conversation_id, run_id, mode, seq, state, epoch, attempt, attempts_max, holder,
                                 not_before, deadline_at, admission_ms, turn_ms)
-      VALUES (it.org, it.turn, it.agent, it.env_org, v_conv, it.run, it.mode, v_seq, v_state, k, k, it.attempts_max, CASE WHEN v_start THEN it.holder END,
-              v_now, v_deadline, it.admission_ms, it.turn_ms);
-      p_host_live := p_host_live + 1;
-      o.kind := 'accepted';
-      o.deadline := v_deadline;
-      IF v_start THEN
-        v_running[i] := v_running[i] + 1;
-        o.kind := 'started';
-        o.usr := v_user; o.seq := v_seq; o.worker := a.worker; o.version := a.version; o.revision := coalesce(a.revision, 0);
-        IF v_laned AND (it.mode = 'file' OR it.run IS NOT NULL) THEN
-          o.generation := v_generation;
-          o.head := v_head;
-          IF it.mode = 'snapshot' AND v_head <> v_generation THEN
-            SELECT s.worker, s.version, s.body INTO o.snapshot_worker, o.snapshot_version, o.snapshot FROM snapshots s
-             WHERE s.org_id = it.org AND s.run_id = v_head AND s.agent_id = it.agent AND s.conversation_id = v_conv;
-          END IF;
-        END IF;
-      ELSIF v_behind THEN
-        v_waiting[i] := v_waiting[i] + 1;
-      ELSE
-        v_ready[i] := v_ready[i] + 1;
-        v_older := NULL;
-      END IF;
-      RETURN NEXT o;
+      SELECT u.org, u.turn, u.agent, u.env_org, u.conv, u.run, u.mode, u.seq, u.state, (u.state = 'running')::int, (u.state = 'running')::int,
+             u.attempts_max, u.holder, v_now, u.deadline, u.admission_ms, u.turn_ms FROM unnest(v_new) u;
 
     ELSE
       RAISE EXCEPTION 'a batch holds an unknown item %', it.kind;

@@ -32,25 +32,25 @@ RETURNS TABLE (turn uuid, was text, accepted bigint, ended bigint) LANGUAGE plpg
 DECLARE
   v_now bigint;
   v_waiting int := 0; v_ready int := 0; v_running int := 0;
-  m record;
+  v_ends item[];
   e record;
 BEGIN
   PERFORM 1 FROM org_load l WHERE l.org_id = p_org FOR NO KEY UPDATE;
   v_now := coalesce(p_now, turnhouse_now());
-  -- Also those without a place: a turn that named this conversation is part of what is deleted. Youngest first: ending one makes no other ready.
-  FOR m IN SELECT t.turn_id FROM turns t JOIN turn_markers k ON k.org_id = t.org_id AND k.turn_id = t.turn_id
-            WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation ORDER BY t.seq DESC NULLS LAST
-  LOOP
-    e := end_turn(v_now, p_org, m.turn_id, NULL, 'cancelled', NULL, NULL, NULL, 'deleted', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, false);
-    IF e.result <> 'won' THEN
-      RAISE EXCEPTION 'live turn % could not be ended', m.turn_id USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
+  -- Also those without a place: a turn that named this conversation is part of what is deleted. All at once, so that nobody becomes ready.
+  v_ends := ARRAY(SELECT jsonb_populate_record(NULL::item, jsonb_build_object('org', p_org, 'turn', t.turn_id, 'outcome', 'cancelled', 'cancelled_by', 'deleted'))
+                    FROM turns t JOIN turn_markers k ON k.org_id = t.org_id AND k.turn_id = t.turn_id
+                   WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation);
+  FOR e IN SELECT * FROM end_turns(v_now, v_ends, '{}', false) LOOP
     v_waiting := v_waiting + (e.was = 'waiting')::int;
     v_ready := v_ready + (e.was = 'ready')::int;
     v_running := v_running + (e.was = 'running')::int;
-    turn := m.turn_id; was := e.was; accepted := e.accepted_at; ended := v_now;
+    turn := e.turn; was := e.was; accepted := e.accepted_at; ended := v_now;
     RETURN NEXT;
   END LOOP;
+  IF v_waiting + v_ready + v_running < cardinality(v_ends) THEN
+    RAISE EXCEPTION 'a live turn could not be ended' USING ERRCODE = 'integrity_constraint_violation';
+  END IF;
   DELETE FROM turn_events v USING turns t
    WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation AND v.org_id = p_org AND v.turn_id = t.turn_id;
   DELETE FROM turns t WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation;

@@ -128,6 +128,32 @@ pub(super) fn cancelled() -> Outcome {
     Outcome::Cancelled { by: CancelledBy::User }
 }
 
+/// A message of ann's in org `acme`, to agent `support`.
+pub(super) fn message(conversation_id: &str) -> Accept {
+    let turn = TurnId::new();
+    Accept {
+        org: org("acme"),
+        turn,
+        agent: agent(),
+        envelope: Envelope {
+            run_id: Some(turn.into()),
+            org: Some(org("acme")),
+            conversation: Some(conversation(conversation_id)),
+            mode: SessionMode::Snapshot,
+        },
+        user: user("ann"),
+        sees_all: false,
+        message: Bytes::from_static(br#"{"text":"hi"}"#),
+        dry_run: false,
+        key: None,
+        on_busy: OnBusy::Enqueue,
+        bounds: BOUNDS,
+        clocks: CLOCKS,
+        attempts_max: ATTEMPTS_MAX,
+        claim_for: None,
+    }
+}
+
 /// Deltas of these texts from `first_seq`.
 pub(super) fn deltas(first_seq: u32, texts: &[&str]) -> EventBatch {
     let events = texts.iter().map(|text| ("output.delta".into(), raw(&serde_json::json!({ "text": text })))).collect();
@@ -169,28 +195,7 @@ impl World {
 
     /// A message of `ann` to a conversation of `acme`, as the gateway would accept it.
     pub(super) fn message(&self, conversation_id: &str) -> Accept {
-        let turn = TurnId::new();
-        Accept {
-            org: org("acme"),
-            turn,
-            agent: agent(),
-            envelope: Envelope {
-                run_id: Some(turn.into()),
-                org: Some(org("acme")),
-                conversation: Some(conversation(conversation_id)),
-                mode: SessionMode::Snapshot,
-            },
-            user: user("ann"),
-            sees_all: false,
-            message: Bytes::from_static(br#"{"text":"hi"}"#),
-            dry_run: false,
-            key: None,
-            on_busy: OnBusy::Enqueue,
-            bounds: BOUNDS,
-            clocks: CLOCKS,
-            attempts_max: ATTEMPTS_MAX,
-            claim_for: None,
-        }
+        message(conversation_id)
     }
 
     /// The same for org `zeta`.

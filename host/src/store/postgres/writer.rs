@@ -3,10 +3,11 @@
 //! (`items.rs`) and its rows answers (`answers.rs`).
 
 use sqlx::Row as _;
+use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 
-use self::answers::answer;
-use self::items::{Bodies, Item, describe};
+use self::answers::{answer, odd};
+use self::items::{Bodies, describe};
 use super::PostgresStore;
 use crate::clock::Timestamp;
 use crate::store::{AcceptResult, CommitResult, Result, Write, Written};
@@ -80,7 +81,7 @@ impl PostgresStore {
 
     async fn call_once(&self, batch: &[Write], now: Timestamp) -> Result<Vec<Written>, sqlx::Error> {
         let mut bodies = Bodies::default();
-        let items: Vec<Item<'_>> = batch.iter().map(|item| describe(item, &mut bodies)).collect::<Result<_, _>>()?;
+        let items = describe(batch, &mut bodies)?;
         let mut orgs: Vec<&str> = items.iter().filter_map(|item| item.org).collect();
         orgs.sort_unstable();
         orgs.dedup();
@@ -98,16 +99,17 @@ impl PostgresStore {
             .bind(self.snapshots_kept)
             .bind(live)
             .bind(cursor);
-        let rows = self.rows_for_journal(asked).await?;
+        // Those of a run come as they were decided; those of one item in order.
+        let mut rows: Vec<Vec<PgRow>> = batch.iter().map(|_| Vec::new()).collect();
+        for row in self.rows_for_journal(asked).await? {
+            let place = usize::try_from(row.try_get::<i32, _>("ord")?).ok().and_then(|ord| ord.checked_sub(1));
+            let own = place.and_then(|place| rows.get_mut(place));
+            own.ok_or_else(|| odd("an answer names no item of its batch"))?.push(row);
+        }
         let mut answers = Vec::with_capacity(batch.len());
-        let mut rows = rows.into_iter().peekable();
         let (mut came, mut served) = (0, None);
-        for (place, item) in (1_i32..).zip(batch) {
-            let mut own = Vec::new();
-            while let Some(row) = rows.next_if(|row| row.try_get::<i32, _>("ord").is_ok_and(|ord| ord == place)) {
-                own.push(row);
-            }
-            let answer = answer(item, &own)?;
+        for (item, own) in batch.iter().zip(&rows) {
+            let answer = answer(item, own)?;
             came += moved(&answer);
             if let Written::Claim(claimed) = &answer
                 && let Some(last) = claimed.last()

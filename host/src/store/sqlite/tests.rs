@@ -477,7 +477,7 @@ fn s9_exactly_one_function_deletes_markers() {
     let functions = std::fs::read_to_string(&found[0]).unwrap();
     let before = functions.split_once(needle).expect("it is written like this").0;
     let function = before.rsplit_once("CREATE FUNCTION ").expect("in a function").1;
-    assert!(function.starts_with("end_turn("), "one function deletes them");
+    assert!(function.starts_with("end_turns("), "one function deletes them");
     let commit = std::fs::read_to_string(&found[1]).unwrap();
     // Its declaration and its one use.
     assert_eq!(commit.matches("COMMIT_DELETE").count(), 2, "one function runs it");

@@ -227,6 +227,6 @@ fn unsigned(of: i32) -> u32 {
 }
 
 /// The database holds or says what it should not.
-fn odd(what: impl Into<String>) -> sqlx::Error {
+pub(super) fn odd(what: impl Into<String>) -> sqlx::Error {
     sqlx::Error::Decode(what.into().into())
 }

@@ -1,13 +1,14 @@
 //! A batch's items as `write_batch` takes them: JSON, and beside it the bytes that they name.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::bigint;
 use crate::admission::OnBusy;
-use crate::ids::OrgId;
+use crate::ids::{AgentId, ConversationId, OrgId, TurnId};
 use crate::lease::{Epoch, Lease};
 use crate::store::{Accept, Append, ClaimRequest, Commit, Requeue, Result, Write};
 use crate::turn::Outcome;
@@ -15,6 +16,10 @@ use crate::turn::Outcome;
 /// One item as the function takes it. What it does not need is left out. Numbers that name a body count from 1.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Item<'a> {
+    /// Its place in the batch, from 1.
+    ord: usize,
+    /// The place of the last item of its run.
+    run_to: usize,
     kind: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) org: Option<&'a str>,
@@ -126,8 +131,65 @@ impl<'a> Bodies<'a> {
     }
 }
 
-/// What an item asks of the database. Its bytes go to the `bodies`.
-pub(super) fn describe<'a>(item: &'a Write, bodies: &mut Bodies<'a>) -> Result<Item<'a>, sqlx::Error> {
+/// What a batch asks of the database. Its bytes go to the `bodies`.
+pub(super) fn describe<'a>(batch: &'a [Write], bodies: &mut Bodies<'a>) -> Result<Vec<Item<'a>>, sqlx::Error> {
+    let items = batch.iter().zip(1..).zip(runs(batch));
+    items.map(|((item, ord), run_to)| Ok(Item { ord, run_to, ..describe_one(item, bodies)? })).collect()
+}
+
+/// The place of the last item of each item's run, from 1. A run is of one kind and touches nothing twice: the database reads what all of it needs
+/// before it writes any of it.
+fn runs(batch: &[Write]) -> Vec<usize> {
+    let mut ends = Vec::with_capacity(batch.len());
+    let mut touched = HashSet::new();
+    for (place, item) in batch.iter().enumerate() {
+        let goes_on =
+            place > 0 && joins(&batch[place - 1], item) && touches(item).all(|thing| !touched.contains(&thing));
+        if !goes_on {
+            ends.resize(place, place);
+            touched.clear();
+        }
+        touched.extend(touches(item));
+    }
+    ends.resize(batch.len(), batch.len());
+    ends
+}
+
+/// Whether items side by side may be written together.
+fn joins(before: &Write, item: &Write) -> bool {
+    match (before, item) {
+        (Write::Append(_), Write::Append(_)) | (Write::Commit(_), Write::Commit(_)) => true,
+        // An interrupt ends what others of its run might look at.
+        (Write::Accept(before), Write::Accept(accept)) => {
+            [before, accept].iter().all(|a| a.on_busy != OnBusy::Interrupt)
+        }
+        _ => false,
+    }
+}
+
+/// What an item decides over.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Touched<'a> {
+    Turn(&'a OrgId, TurnId),
+    /// A conversation, and the idempotency keys that are told apart by it.
+    Lane(&'a OrgId, &'a AgentId, Option<&'a ConversationId>),
+}
+
+fn touches(item: &Write) -> impl Iterator<Item = Touched<'_>> {
+    let (turn, lane) = match item {
+        Write::Accept(accept) => {
+            let conversation = accept.envelope.conversation.as_ref();
+            let shared = conversation.is_some() || accept.key.is_some();
+            let lane = shared.then_some(Touched::Lane(&accept.org, &accept.agent, conversation));
+            (Some(Touched::Turn(&accept.org, accept.turn)), lane)
+        }
+        Write::Commit(commit) => (Some(Touched::Turn(&commit.org, commit.turn)), None),
+        Write::Append(_) | Write::BeginEffect(_) | Write::Requeue(_) | Write::Claim(_) => (None, None),
+    };
+    turn.into_iter().chain(lane)
+}
+
+fn describe_one<'a>(item: &'a Write, bodies: &mut Bodies<'a>) -> Result<Item<'a>, sqlx::Error> {
     Ok(match item {
         Write::Accept(accept) => accept_item(accept, bodies),
         Write::Claim(claim) => Item { kind: "claim", claim: Some(claim_item(claim)), ..Item::default() },
@@ -256,4 +318,53 @@ fn storable(text: &str) -> Cow<'_, str> {
 
 fn json<T: Serialize>(value: &T) -> Result<Vec<u8>, sqlx::Error> {
     serde_json::to_vec(value).map_err(|error| sqlx::Error::Encode(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::conformance::{cancelled, message, org};
+
+    fn cancel(turn: TurnId) -> Write {
+        Write::Commit(Box::new(Commit {
+            org: org("acme"),
+            turn,
+            epoch: None,
+            outcome: cancelled(),
+            snapshot: None,
+            tail: crate::event::EventBatch::default(),
+            usage: None,
+        }))
+    }
+
+    #[test]
+    fn a_run_is_of_one_kind_and_touches_nothing_twice() {
+        let [one, two] = [TurnId::new(), TurnId::new()];
+        let to = |conversation: &str| message(conversation);
+        let keyed = |mut accept: Accept, key: &str| {
+            accept.key = Some((key.to_owned(), [0; 32]));
+            accept
+        };
+        let nowhere = |mut accept: Accept| {
+            accept.envelope.conversation = None;
+            accept
+        };
+        let interrupt = |accept: Accept| Accept { on_busy: OnBusy::Interrupt, ..accept };
+        let again = to("a");
+        let accepts =
+            |accepts: Vec<Accept>| accepts.into_iter().map(|a| Write::Accept(Box::new(a))).collect::<Vec<_>>();
+        let cases = [
+            (vec![], vec![]),
+            (vec![cancel(one), cancel(two), cancel(one)], vec![2, 2, 3]),
+            (vec![cancel(one), accepts(vec![to("a")]).remove(0), cancel(two)], vec![1, 2, 3]),
+            (accepts(vec![to("a"), to("b"), to("a"), to("c")]), vec![2, 2, 4, 4]),
+            (accepts(vec![again.clone(), again]), vec![1, 2]),
+            (accepts(vec![nowhere(to("a")), nowhere(to("a"))]), vec![2, 2]),
+            (accepts(vec![nowhere(keyed(to("a"), "k")), nowhere(keyed(to("a"), "k"))]), vec![1, 2]),
+            (accepts(vec![to("a"), interrupt(to("b")), to("c"), to("d")]), vec![1, 2, 4, 4]),
+        ];
+        for (batch, expected) in cases {
+            assert_eq!(runs(&batch), expected, "{batch:?}");
+        }
+    }
 }
