@@ -150,6 +150,36 @@ impl Tables {
         holding
     }
 
+    /// Every row that is an org's, as text, in an order of its own; but for when a key was last used, which is told of whoever presents it.
+    pub fn of_org(&self, org: &str) -> Vec<String> {
+        let (names, columns, quoted) = match &self.0 {
+            Place::File(_) => (
+                "SELECT name FROM sqlite_schema WHERE type = 'table'",
+                "SELECT name FROM pragma_table_info(",
+                ("quote(", ")"),
+            ),
+            Place::Database(_) => (
+                "SELECT tablename::text FROM pg_tables WHERE schemaname = current_schema()",
+                "SELECT attname::text FROM pg_attribute WHERE attnum > 0 AND NOT attisdropped AND attrelid = to_regclass(",
+                ("coalesce(", "::text, 'NULL')"),
+            ),
+        };
+        let mut rows = Vec::new();
+        for table in self.rows(names).iter().map(|row| row.text(0)) {
+            let columns: Vec<String> =
+                self.rows(&format!("{columns}'{table}')")).iter().map(|row| row.text(0)).collect();
+            if !columns.iter().any(|column| column == "org_id") {
+                continue;
+            }
+            let (before, after) = quoted;
+            let shown = columns.iter().filter(|column| *column != "last_used_at");
+            let shown: Vec<String> = shown.map(|column| format!("'{column}=' || {before}{column}{after}")).collect();
+            let sql = format!("SELECT {} FROM {table} WHERE org_id = '{org}' ORDER BY 1", shown.join(" || ' ' || "));
+            rows.extend(self.rows(&sql).iter().map(|row| format!("{table}: {}", row.text(0))));
+        }
+        rows
+    }
+
     /// Everything that is wrong with a database whose hosts are drained and idle: turns without an end, markers that are left, chains that
     /// are none. Empty when all is well.
     pub fn faults(&self) -> Vec<String> {

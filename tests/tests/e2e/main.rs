@@ -4,6 +4,7 @@ mod chaos;
 mod edge;
 mod embedded;
 mod gate;
+mod isolation;
 mod replicas;
 mod snapshots;
 mod streams;
