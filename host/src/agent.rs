@@ -14,27 +14,35 @@ use crate::limits::Limits;
 pub struct AgentLimits {
     /// Wall time of a turn.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
     pub turn_timeout_ms: Option<u64>,
     /// Time without progress.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
     pub idle_timeout_ms: Option<u64>,
     /// Guest CPU time.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
     pub cpu_timeout_ms: Option<u64>,
     /// Ready, and not started.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
     pub admission_timeout_ms: Option<u64>,
     /// Waiting behind other turns of its conversation.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
     pub queue_timeout_ms: Option<u64>,
     /// Linear memory.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
     pub memory_bytes_max: Option<usize>,
     /// The reply.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
     pub reply_bytes_max: Option<usize>,
     /// One snapshot.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
     pub snapshot_bytes_max: Option<usize>,
 }
 

@@ -20,6 +20,7 @@ pub enum Content {
 #[serde(deny_unknown_fields)]
 pub struct TextContent {
     /// UTF-8.
+    #[schema(min_length = 1)]
     pub text: String,
 }
 
@@ -28,6 +29,7 @@ pub struct TextContent {
 #[serde(deny_unknown_fields)]
 pub struct PartsContent {
     /// In order; at least one.
+    #[schema(min_items = 1)]
     pub parts: Vec<Part>,
 }
 
@@ -48,8 +50,10 @@ pub enum Part {
     /// Bytes with their media type.
     Blob {
         /// As in RFC 6838: `image/png`.
+        #[schema(max_length = 127, pattern = "^[ -.0-~]+/[ -~]+$")]
         media_type: String,
         /// Standard alphabet, padded.
+        #[schema(pattern = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$")]
         base64: String,
     },
 }

@@ -30,11 +30,11 @@ fn check(kind: &'static str, text: &str, max: usize, punctuation: &'static str) 
 }
 
 macro_rules! chosen_id {
-    ($(#[$doc:meta])* $name:ident, $kind:literal, $max:literal, $punctuation:literal) => {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $max:tt, $punctuation:literal, $pattern:tt) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
         #[serde(try_from = "String", into = "String")]
-        #[schema(value_type = String)]
+        #[schema(value_type = String, min_length = 1, max_length = $max, pattern = $pattern)]
         pub struct $name(Arc<str>);
 
         impl $name {
@@ -86,23 +86,23 @@ macro_rules! chosen_id {
 
 chosen_id!(
     /// The tenant.
-    OrgId, "org", 64, "._-"
+    OrgId, "org", 64, "._-", "^[A-Za-z0-9][A-Za-z0-9._-]*$"
 );
 chosen_id!(
     /// A member of an org, as its keys name them.
-    UserId, "user", 128, "._:@-"
+    UserId, "user", 128, "._:@-", "^[A-Za-z0-9][A-Za-z0-9._:@-]*$"
 );
 chosen_id!(
     /// An agent of an org.
-    AgentId, "agent", 64, "._-"
+    AgentId, "agent", 64, "._-", "^[A-Za-z0-9][A-Za-z0-9._-]*$"
 );
 chosen_id!(
     /// A worker of an org's registry.
-    WorkerName, "worker", 64, "._-"
+    WorkerName, "worker", 64, "._-", "^[A-Za-z0-9][A-Za-z0-9._-]*$"
 );
 chosen_id!(
     /// A conversation; chosen by the client, per (org, agent).
-    ConversationId, "conversation", 128, "._:@-"
+    ConversationId, "conversation", 128, "._:@-", "^[A-Za-z0-9][A-Za-z0-9._:@-]*$"
 );
 
 macro_rules! made_id {
@@ -110,7 +110,7 @@ macro_rules! made_id {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
         #[serde(transparent)]
-        #[schema(value_type = String, format = Uuid)]
+        #[schema(value_type = String, format = Uuid, pattern = "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
         pub struct $name(pub Uuid);
 
         impl $name {

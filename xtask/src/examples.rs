@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 
+use crate::pypi::Found;
 use crate::setup;
-use build::Found;
 use conversation::Host;
 
 /// What the command line asks for.

@@ -1,8 +1,10 @@
-//! The project's tasks, as `cargo xtask`: `demo`, `test`, `examples`, `fuzz`, `chaos`, `bench`. Each does its own set-up.
+//! The project's tasks, as `cargo xtask`: `demo`, `test`, `examples`, `contract`, `fuzz`, `chaos`, `bench`. Each does its own set-up.
 //!
 //! This crate drives the real program over its real HTTP API, as a client would. It holds no part of the host.
 
 mod setup;
+
+mod pypi;
 
 mod postgres;
 
@@ -24,6 +26,8 @@ mod bench;
 
 mod examples;
 
+mod contract;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -36,6 +40,7 @@ Examples:
   cargo xtask test gate idempotency   the tests with one of these words in their names
   cargo xtask examples                the example worker of each language, built and spoken with
   cargo xtask examples go c           some of them
+  cargo xtask contract                the document against its snapshot, its specification and a running host
   cargo xtask fuzz --seconds 600      look for what breaks the sandbox
   cargo xtask chaos --minutes 5       kill, stop and cut off what serves turns, and check what its clients saw
   cargo xtask bench --quick           every figure once, roughly
@@ -57,6 +62,8 @@ enum Task {
     Test(test::Options),
     /// Build the example worker of each language and hold a conversation with it
     Examples(examples::Options),
+    /// Hold the API's document against its snapshot, OpenAPI's specification and a running host
+    Contract(contract::Options),
     /// Run the fuzz targets
     Fuzz(fuzz::Options),
     /// Kill, stop, restart and cut off replicas and their database, and check what the clients saw and the tables hold
@@ -69,8 +76,9 @@ enum Task {
 async fn main() -> ExitCode {
     let (name, done) = match Arguments::parse().task {
         Task::Demo(options) => ("demo", demo::run(options).await.map(|()| ExitCode::SUCCESS)),
-        Task::Test(options) => ("test", test::run(&options).map(|()| ExitCode::SUCCESS)),
+        Task::Test(options) => ("test", test::run(&options).await.map(|()| ExitCode::SUCCESS)),
         Task::Examples(options) => ("examples", examples::run(&options).map(|()| ExitCode::SUCCESS)),
+        Task::Contract(options) => ("contract", contract::run(options).await.map(|()| ExitCode::SUCCESS)),
         Task::Fuzz(options) => ("fuzz", fuzz::run(&options).map(|()| ExitCode::SUCCESS)),
         Task::Chaos(options) => ("chaos", chaos::run(options).await),
         Task::Bench(options) => ("bench", bench::run(options).await),

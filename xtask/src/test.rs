@@ -1,5 +1,5 @@
 //! `cargo xtask test`: every test of the workspace, after all set-up; the end-to-end suites once more with PostgreSQL as their store; then the
-//! examples, which are workspaces of their own.
+//! examples, which are workspaces of their own, and the API's contract.
 //!
 //! The shared store's tests find a PostgreSQL server under `TURNHOUSE_TEST_DATABASE_URL`, and PgBouncer before it under
 //! `TURNHOUSE_TEST_POOLER_URL`: those that are set, or some that live as long as the run.
@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{examples, postgres, setup};
+use crate::{contract, examples, postgres, setup};
 
 /// What chooses the store of the end-to-end suites.
 const STORE_VARIABLE: &str = "TURNHOUSE_TEST_STORE";
@@ -20,7 +20,7 @@ pub struct Options {
     filters: Vec<String>,
 }
 
-pub fn run(options: &Options) -> Result<()> {
+pub async fn run(options: &Options) -> Result<()> {
     setup::ensure_wasm_target()?;
     let server = match std::env::var_os(postgres::URL_VARIABLE) {
         Some(_) => None,
@@ -71,6 +71,11 @@ pub fn run(options: &Options) -> Result<()> {
         if let Err(error) = examples::run(&examples::Options::default()) {
             eprintln!("{error:#}");
             failed.push("cargo xtask examples");
+        }
+        eprintln!("$ cargo xtask contract");
+        if let Err(error) = contract::run(contract::Options::of_tests()).await {
+            eprintln!("{error:#}");
+            failed.push("cargo xtask contract");
         }
     }
     println!("\nOne suite alone: cargo test -p turnhouse --lib gate::   One test: cargo xtask test NAME");

@@ -71,7 +71,7 @@ fn optional<T: std::str::FromStr<Err = InvalidId>>(text: Option<&str>) -> Result
 /// An envelope that names a run must name its org and its conversation, or the gate refuses it: it goes back with back-off and ends as
 /// `gate_refused`.
 #[utoipa::path(post, path = "/v1/ingest", tag = "ingest",
-    params(("Idempotency-Key" = Option<String>, Header, description = "As for a conversation's turns; needs a `conversation`")),
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$", description = "As for a conversation's turns; needs a `conversation`")),
     request_body(content = NewEnvelope<'static>, example = json!({"agent": "support", "conversation": "c-42", "message": {"text": "hello"}})),
     responses((status = 202, description = "Accepted: it will end in exactly one terminal event", body = TurnRef)))]
 async fn ingest(State(gateway): State<Gateway>, may: May<Ingest>, request: Request) -> Result<Response, Problem> {

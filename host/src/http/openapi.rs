@@ -1,18 +1,22 @@
 //! `/openapi.json`: what the handlers say of themselves, and what is common to them: the security scheme, the problems, the pages' parameters.
 
+mod links;
+
 use std::sync::LazyLock;
 
 use bytes::Bytes;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{AdditionalProperties, SchemaType};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::tag::TagBuilder;
 use utoipa::openapi::{
     Components, ContentBuilder, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi, Ref, RefOr, Required,
-    ResponseBuilder, Type,
+    ResponseBuilder, Schema, SchemaFormat, Type,
 };
 use utoipa::{PartialSchema as _, ToSchema};
 
 use super::problem::Code;
+use crate::ids::UserId;
 
 /// RFC 9457: what every refusal looks like.
 #[derive(Debug, serde::Serialize, ToSchema)]
@@ -114,6 +118,14 @@ fn add_components(components: &mut Components) {
     Problem::schemas(&mut schemas);
     schemas.push((Problem::name().into_owned(), Problem::schema()));
     components.schemas.extend(schemas);
+    // Of an enum's variants the derive does not say that they take no other fields.
+    let Some(RefOr::T(Schema::OneOf(part))) = components.schemas.get_mut("Part") else {
+        unreachable!("a message has parts")
+    };
+    for variant in &mut part.items {
+        let RefOr::T(Schema::Object(object)) = variant else { unreachable!("each is an object") };
+        object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+    }
     components.security_schemes.insert(
         "api_key".to_owned(),
         RefOr::T(SecurityScheme::Http(
@@ -133,20 +145,36 @@ fn complete(operation: &mut Operation, method: &str) {
     let public = matches!(id.as_str(), "healthz" | "readyz" | "openapi_json");
     let parameters = operation.parameters.get_or_insert_with(Vec::new);
     if id.starts_with("list_") {
-        parameters.push(query("limit", Type::Integer, "At most this many items, at most 100."));
-        parameters.push(query("after", Type::String, "`next` of the page before."));
+        let limit = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1)).maximum(Some(100));
+        parameters.push(query("limit", limit, "At most this many items, at most 100."));
+        let cursor =
+            ObjectBuilder::new().schema_type(Type::String).format(Some(SchemaFormat::Custom("cursor".to_owned())));
+        parameters.push(query("after", cursor, "`next` of the page before."));
         if matches!(id.as_str(), "list_messages" | "list_turns") {
-            parameters.push(query(
-                "direction",
-                Type::String,
-                "Of the first page: `forward` (oldest first) or `backward`.",
-            ));
+            let ways = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["forward", "backward"]));
+            parameters.push(query("direction", ways, "Of the first page: `forward` (oldest first) or `backward`."));
         }
     }
     if !public {
         let tag = operation.tags.as_ref().and_then(|tags| tags.first());
         if method != "put" && tag.is_some_and(|tag| tag == "turns" || tag == "conversations") {
-            parameters.push(query("user", Type::String, "As this user; needs the scope `act_as`."));
+            let user = Ref::from_schema_name(UserId::name());
+            parameters.push(query("user", user, "As this user; needs the scope `act_as`."));
+        }
+    }
+    if id == "put_worker" {
+        let Some(RefOr::T(body)) = operation.request_body.as_mut() else { unreachable!("bodies are written in place") };
+        // Bytes, which OpenAPI 3.1 says by saying nothing of their shape.
+        body.content.insert("application/wasm".to_owned(), ContentBuilder::new().build().into());
+    }
+    for parameter in operation.parameters.iter_mut().flatten() {
+        let RefOr::T(Parameter { schema: Some(RefOr::T(Schema::Object(object))), .. }) = parameter else { continue };
+        // A parameter is left out, never null.
+        if let SchemaType::Array(types) = &mut object.schema_type {
+            types.retain(|kind| *kind != Type::Null);
+            if let [one] = types.as_slice() {
+                object.schema_type = SchemaType::Type(one.clone());
+            }
         }
     }
     if matches!(id.as_str(), "submit_turn" | "stream_events") {
@@ -159,6 +187,7 @@ fn complete(operation: &mut Operation, method: &str) {
         };
         stream.example = Some(EVENTS_EXAMPLE.into());
     }
+    links::add(operation);
     for (status, codes) in by_status(codes(&id, public)) {
         let named: Vec<String> = codes.iter().map(|code| format!("`{}`", code.as_str())).collect();
         let example = serde_json::json!({
@@ -173,13 +202,13 @@ fn complete(operation: &mut Operation, method: &str) {
     }
 }
 
-fn query(name: &str, kind: Type, description: &str) -> RefOr<Parameter> {
+fn query(name: &str, schema: impl Into<RefOr<Schema>>, description: &str) -> RefOr<Parameter> {
     let parameter = ParameterBuilder::new()
         .name(name)
         .parameter_in(ParameterIn::Query)
         .required(Required::False)
         .description(Some(description))
-        .schema(Some(ObjectBuilder::new().schema_type(kind).build()))
+        .schema(Some(schema))
         .build();
     RefOr::T(parameter)
 }

@@ -358,6 +358,29 @@ mod tests {
     }
 
     #[test]
+    fn every_code_is_on_the_page_of_problems_with_its_cause_and_its_remedy_and_no_other() {
+        use crate::turn::FailureCode;
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/problems.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let mut documented = Vec::new();
+        for row in page.lines().filter(|line| line.starts_with("| `")) {
+            let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+            let [code, fact, cause, remedy] = cells[..] else {
+                panic!("{row}: code, status or retryable, cause, remedy")
+            };
+            assert!(!cause.is_empty() && !remedy.is_empty(), "{row}");
+            documented.push((code.trim_matches('`').to_owned(), fact.to_owned()));
+        }
+        let refusals = Code::ALL.iter().map(|code| (code.as_str().to_owned(), code.status().as_u16().to_string()));
+        let yes_or_no = |yes| if yes { "yes" } else { "no" };
+        let failures = FailureCode::ALL.iter().map(|c| (c.as_str().to_owned(), yes_or_no(c.retryable()).to_owned()));
+        let mut known: Vec<_> = refusals.chain(failures).collect();
+        known.sort();
+        documented.sort();
+        assert_eq!(documented, known);
+    }
+
+    #[test]
     fn a_busy_conversation_names_its_turn_and_its_stream() {
         let active = TurnId::new();
         let problem = Problem::from(Refusal::ConversationBusy { active });

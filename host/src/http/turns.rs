@@ -23,7 +23,7 @@ use super::page::{List, PageQuery};
 use super::params::Ids;
 use super::problem::{Code, Problem};
 use super::readers::Permit;
-use super::views::{TurnRef, TurnView, json, located};
+use super::views::{StreamEvent, TurnRef, TurnView, json, located};
 use super::{Gateway, conversations, message, sse};
 use crate::admission::OnBusy;
 use crate::caller::{Caller, Scopes};
@@ -71,12 +71,11 @@ struct NewTurn<'a> {
 /// is the turn, once it has ended (also when it failed: read `state`), within N seconds; else it is where to look. Leaving early cancels nothing.
 #[utoipa::path(post, path = "/v1/agents/{agent}/conversations/{conversation}/turns", tag = "turns",
     params(("agent" = AgentId, Path), ("conversation" = ConversationId, Path),
-        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters, remembered for 24 h: the same request again attaches to the same turn"),
-        ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds, at most 60, for the turn to end", example = "wait=30"),
-        ("Accept" = Option<String>, Header, description = "`text/event-stream` streams the turn's events on this response")),
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$", description = "1 to 255 visible ASCII characters, remembered for 24 h: the same request again attaches to the same turn"),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: wait up to N seconds, at most 60, for the turn to end", example = "wait=30")),
     request_body(content = NewTurn<'static>, example = json!({"message": {"text": "hello"}, "on_busy": "enqueue", "dry_run": false})),
     responses((status = 202, description = "Accepted: it will end in exactly one terminal event", body = TurnRef),
-        (status = 200, description = "Its events, or with `Prefer: wait` the ended turn", content((TurnView = "application/json"), (String = "text/event-stream")))))]
+        (status = 200, description = "Its events, or with `Prefer: wait` the ended turn", content((TurnView = "application/json"), (StreamEvent = "text/event-stream")))))]
 async fn submit_turn(
     State(gateway): State<Gateway>,
     may: May<Converse>,
@@ -253,8 +252,8 @@ async fn get_turn(
 /// Server-sent events from the start, or after `Last-Event-ID`; a comment every 15 s. The stream ends after `turn.completed`, `turn.failed` or
 /// `turn.cancelled`, whose id is `end`.
 #[utoipa::path(get, path = "/v1/turns/{turn}/events", tag = "turns",
-    params(("turn" = TurnId, Path), ("Last-Event-ID" = Option<String>, Header, description = "The `id` of the last event that was seen", example = "1.4")),
-    responses((status = 200, description = "Its events", content_type = "text/event-stream", body = String),
+    params(("turn" = TurnId, Path), ("Last-Event-ID" = Option<String>, Header, pattern = "^((0|[1-9][0-9]{0,8})\\.(0|[1-9][0-9]{0,8})|end)?$", description = "The `id` of the last event that was seen", example = "1.4")),
+    responses((status = 200, description = "Its events", content_type = "text/event-stream", body = StreamEvent),
         (status = 204, description = "`Last-Event-ID` was `end`: there is nothing more")))]
 async fn stream_events(
     State(gateway): State<Gateway>,

@@ -107,6 +107,19 @@ impl TurnRef {
     }
 }
 
+/// One event of a stream. A stream is one after another, each ended by an empty line.
+#[derive(Debug, ToSchema)]
+#[schema(as = Event)]
+#[allow(dead_code, reason = "it is only described: `sse` writes events field by field")]
+pub struct StreamEvent {
+    /// Its kind; see the table. Expect kinds that you do not know.
+    event: String,
+    /// One line of JSON.
+    data: String,
+    /// `<epoch>.<seq>`, or `end` for the last.
+    id: String,
+}
+
 /// A turn.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Turn)]

@@ -6,14 +6,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use super::toolchain;
+use crate::pypi::Found;
 use crate::setup;
-
-/// Something that may not be on this machine.
-pub enum Found<T> {
-    Here(T),
-    /// Why not, and what to install.
-    Missing(String),
-}
 
 /// A directory with a crate.
 pub fn rust(example: &Path) -> Result<Found<PathBuf>> {

