@@ -6,9 +6,11 @@
 //! 3. The host itself, by Schemathesis from PyPI: it makes requests of the document, right and wrong, alone and in chains, and holds every answer
 //!    against it. Its seed is printed; the same seed asks the same.
 //!
-//! Where PyPI cannot be reached, the last two are skipped, by name.
+//! Then the programs of `docs/clients.md` are run against it ([`clients`]). What wants PyPI, npm or a tool that is not here is skipped, by name.
 
 mod breaking;
+
+mod clients;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -79,7 +81,9 @@ pub async fn run(options: Options) -> Result<()> {
 async fn hold(options: &Options, host: &Host, module: &Path, scratch: &Path) -> Result<()> {
     let document = Api::of(host).get("/openapi.json").await?.expect(200)?;
     kept(options, &document)?;
-    let python = match pypi::environment("contract", &Path::new(SETTINGS).join("requirements.txt"))? {
+    let environment = pypi::environment("contract", &Path::new(SETTINGS).join("requirements.txt"))?;
+    clients::run(host, &environment, scratch).await?;
+    let python = match environment {
         Found::Here(python) => python,
         Found::Missing(why) => {
             println!("skipped: the specification's validator and Schemathesis: {why}");
