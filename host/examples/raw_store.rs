@@ -133,7 +133,8 @@ async fn deploy(store: &SqliteStore, org: &OrgId, agent: &AgentId, clock: &Clock
     use turnhouse::agent::AgentSettings;
     let worker = turnhouse::ids::WorkerName::parse("echo")?;
     let wasm = Bytes::from_static(b"\0asm");
-    store.put_worker(org, &worker, [0; 32], wasm, Vec::new(), 0.0, 10, 10, clock.now()).await?;
-    store.put_agent(org, agent, AgentSettings::of(worker), 10, clock.now()).await?;
+    let by = turnhouse::audit::Actor::command_line();
+    store.put_worker(org, &worker, [0; 32], wasm, Vec::new(), 0.0, 10, 10, clock.now(), &by).await?;
+    store.put_agent(org, agent, AgentSettings::of(worker), 10, clock.now(), &by).await?;
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! written without the check.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -98,6 +99,8 @@ pub struct Caller {
     pub user: UserId,
     /// What the key may do.
     pub scopes: Scopes,
+    /// What they authenticated with, for the audit: `key:<id>`. No secret.
+    pub credential: Arc<str>,
 }
 
 impl Caller {
@@ -137,7 +140,12 @@ mod tests {
     use super::*;
 
     fn caller(org: &str, user: &str, scopes: &str) -> Caller {
-        Caller { org: org.parse().unwrap(), user: user.parse().unwrap(), scopes: Scopes::parse(scopes).unwrap() }
+        Caller {
+            org: org.parse().unwrap(),
+            user: user.parse().unwrap(),
+            scopes: Scopes::parse(scopes).unwrap(),
+            credential: "key:1".into(),
+        }
     }
 
     #[test]

@@ -41,6 +41,8 @@ mod conversations;
 
 mod turns;
 
+mod audit;
+
 mod orgs;
 
 mod starter;
@@ -106,6 +108,8 @@ enum Command {
     Conversations(conversations::Args),
     /// List, show, cancel and follow turns
     Turns(turns::Args),
+    /// Show who did what in the org
+    Audit(audit::Args),
     /// Make and list orgs, on the database directly
     Orgs(orgs::Args),
     /// Make, list and revoke API keys, on the database directly
@@ -137,6 +141,7 @@ impl Cli {
             Command::Workers(args) => workers::run(args, output).await,
             Command::Conversations(args) => conversations::run(args, output).await,
             Command::Turns(args) => turns::run(args, output).await,
+            Command::Audit(args) => audit::run(args, output).await,
             Command::Orgs(args) => orgs::run(args, output).await,
             Command::Keys(args) => keys::run(args, output).await,
             Command::Inspect(args) => inspect::run(args, output).await,

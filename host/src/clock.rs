@@ -22,6 +22,12 @@ impl Timestamp {
             .unwrap_or_else(|| "1970-01-01T00:00:00.000Z".to_owned())
     }
 
+    /// From RFC 3339, to the millisecond. `None`: it is none, or before 1970.
+    pub fn parse(text: &str) -> Option<Timestamp> {
+        let time = OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()?;
+        i64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok().filter(|ms| *ms >= 0).map(Timestamp)
+    }
+
     /// Before every UUIDv7 of this moment and after every earlier one.
     pub fn first_id(self) -> uuid::Uuid {
         uuid::Uuid::from_u128(u128::from(self.0.max(0).unsigned_abs()) << 80)
@@ -127,6 +133,11 @@ mod tests {
         assert_eq!(Timestamp(0).rfc3339(), "1970-01-01T00:00:00.000Z");
         assert_eq!(Timestamp(1_795_453_392_120).rfc3339(), "2026-11-23T17:03:12.120Z");
         assert_eq!(Timestamp(1_795_453_392_123).rfc3339(), "2026-11-23T17:03:12.123Z");
+        assert_eq!(Timestamp::parse("2026-11-23T17:03:12.123Z"), Some(Timestamp(1_795_453_392_123)));
+        assert_eq!(Timestamp::parse("2026-11-23T18:03:12.123456+01:00"), Some(Timestamp(1_795_453_392_123)));
+        for none in ["", "2026-11-23", "1969-12-31T23:59:59Z", "2026-13-01T00:00:00Z", "now"] {
+            assert_eq!(Timestamp::parse(none), None, "{none}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::audit::Actor;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::dispatch::Dispatch;
@@ -190,8 +191,9 @@ impl Host {
         org: &OrgId,
         agent: &AgentId,
         conversation: &ConversationId,
+        by: &Actor,
     ) -> Result<(), StoreError> {
-        let ended = self.store.delete_conversation(org, agent, conversation, self.clock.now()).await?;
+        let ended = self.store.delete_conversation(org, agent, conversation, self.clock.now(), by).await?;
         ended.iter().for_each(|ended| self.dispatch.ended(ended));
         self.forget_directory(org, agent, conversation).await;
         Ok(())
@@ -203,8 +205,9 @@ impl Host {
         org: &OrgId,
         agent: &AgentId,
         conversation: &ConversationId,
+        by: &Actor,
     ) -> Result<(), StoreError> {
-        self.store.reset_snapshot(org, agent, conversation).await?;
+        self.store.reset_snapshot(org, agent, conversation, self.clock.now(), by).await?;
         self.forget_directory(org, agent, conversation).await;
         Ok(())
     }

@@ -53,6 +53,8 @@ mod turns;
 
 mod ingest;
 
+mod audit;
+
 mod health;
 
 pub mod openapi;
@@ -116,6 +118,7 @@ fn routes() -> OpenApiRouter<Gateway> {
         .merge(conversations::routes())
         .merge(turns::routes())
         .merge(ingest::routes())
+        .merge(audit::routes())
 }
 
 /// The gateway's routes over `host`. [`serve`] is this with connections; alone, it is for tests and for embedding.

@@ -161,9 +161,10 @@ impl Authenticator {
             let record = self.store.key(hash).await?.filter(|key| key.revoked_at.is_none());
             Ok(record.map(|key| {
                 // A record is read when its key is used, once a second at most: that is the place to note the use.
+                let credential = format!("key:{}", key.id).into();
                 self.used.lock().insert((key.org.clone(), key.id));
                 self.vouched.insert(hash, ());
-                let caller = Caller { org: key.org, user: key.user, scopes: key.scopes };
+                let caller = Caller { org: key.org, user: key.user, scopes: key.scopes, credential };
                 Arc::new(Known { caller, expires_at: key.expires_at })
             }))
         };

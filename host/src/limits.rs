@@ -40,6 +40,8 @@ limits! {
     event_retention_days: u32 = 7;
     /// After so many days an ended turn goes. Its conversation and the newest snapshots stay. 0: never.
     turn_retention_days: u32 = 0;
+    /// After so many days an entry of the audit goes; at least 30. 0: never.
+    audit_retention_days: u32 = 365;
     /// The longest `Prefer: wait`.
     wait_ms_max: u64 = 60_000;
     /// Items of one page of a list.
@@ -208,6 +210,9 @@ impl Limits {
                     .to_owned(),
             );
         }
+        if (1..30).contains(&self.audit_retention_days) {
+            return Err("limits.audit_retention_days must be at least 30, or 0 to keep the audit for ever".to_owned());
+        }
         if self.turn_timeout_ms > self.turn_timeout_ms_max {
             return Err("limits.turn_timeout_ms is over limits.turn_timeout_ms_max".to_owned());
         }
@@ -234,5 +239,7 @@ mod tests {
     fn a_contradiction_is_named() {
         let limits = Limits { async_stack_bytes: 600 * KIB, ..Limits::default() };
         assert!(limits.check().unwrap_err().contains("async_stack_bytes"));
+        let limits = Limits { audit_retention_days: 29, ..Limits::default() };
+        assert!(limits.check().unwrap_err().contains("audit_retention_days"));
     }
 }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use moka::sync::Cache;
 
 use crate::agent::{Agent, AgentSettings, InvalidSetting, NO_FILE_MODE};
+use crate::audit::Actor;
 use crate::gate::SessionMode;
 use crate::host::Host;
 use crate::ids::{AgentId, OrgId, WorkerName};
@@ -193,6 +194,7 @@ impl Host {
         org: &OrgId,
         worker: &WorkerName,
         wasm: Bytes,
+        by: &Actor,
     ) -> std::result::Result<PutWorker, UploadError> {
         let sandbox = &self.dispatch.sandbox;
         let (inspection, digest) = sandbox.inspect_apart(wasm.clone()).await;
@@ -218,14 +220,15 @@ impl Host {
                 limits.org_workers_max,
                 limits.worker_versions_kept,
                 self.clock.now(),
+                by,
             )
             .await?;
         Ok(put)
     }
 
     /// Deletes a worker that no agent uses.
-    pub async fn delete_worker(&self, org: &OrgId, worker: &WorkerName) -> Result<Deleted> {
-        let deleted = self.store.delete_worker(org, worker).await?;
+    pub async fn delete_worker(&self, org: &OrgId, worker: &WorkerName, by: &Actor) -> Result<Deleted> {
+        let deleted = self.store.delete_worker(org, worker, self.clock.now(), by).await?;
         self.dispatch.registry.forget_worker(org, worker);
         Ok(deleted)
     }
@@ -236,13 +239,14 @@ impl Host {
         org: &OrgId,
         agent: &AgentId,
         settings: AgentSettings,
+        by: &Actor,
     ) -> std::result::Result<PutAgent, PutAgentError> {
         settings.check(&self.config.limits)?;
         if settings.session_mode == SessionMode::File && self.store.shared() {
             return Err(InvalidSetting(NO_FILE_MODE.to_owned()).into());
         }
-        let put =
-            self.store.put_agent(org, agent, settings, self.config.limits.org_agents_max, self.clock.now()).await?;
+        let (agents_max, now) = (self.config.limits.org_agents_max, self.clock.now());
+        let put = self.store.put_agent(org, agent, settings, agents_max, now, by).await?;
         self.dispatch.registry.forget_agent(org, agent);
         Ok(put)
     }
@@ -253,8 +257,8 @@ impl Host {
     }
 
     /// Deletes an agent that has no conversation.
-    pub async fn delete_agent(&self, org: &OrgId, agent: &AgentId) -> Result<Deleted> {
-        let deleted = self.store.delete_agent(org, agent).await?;
+    pub async fn delete_agent(&self, org: &OrgId, agent: &AgentId, by: &Actor) -> Result<Deleted> {
+        let deleted = self.store.delete_agent(org, agent, self.clock.now(), by).await?;
         self.dispatch.registry.forget_agent(org, agent);
         Ok(deleted)
     }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::agent::{Agent, AgentSettings};
+use crate::audit::{Act, Actor, AuditEntry, AuditFilter, AuditPlace};
 use crate::caller::Owned;
 use crate::clock::Timestamp;
 use crate::event::EventId;
@@ -173,9 +174,17 @@ pub trait Store: Send + Sync + 'static {
         agent: &AgentId,
         conversation: &ConversationId,
         now: Timestamp,
+        by: &Actor,
     ) -> Result<Vec<Ended>>;
     /// Starts its chain of snapshots anew; turns stay.
-    async fn reset_snapshot(&self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) -> Result<()>;
+    async fn reset_snapshot(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<()>;
 
     // -- workers
     /// Stores a version, or finds the one that has these bytes.
@@ -191,6 +200,7 @@ pub trait Store: Send + Sync + 'static {
         workers_max: usize,
         versions_kept: usize,
         now: Timestamp,
+        by: &Actor,
     ) -> Result<PutWorker>;
     /// The newest version of each worker, by name.
     async fn workers(&self, org: &OrgId, after: Option<&WorkerName>, limit: usize) -> Result<Page<WorkerVersion>>;
@@ -201,7 +211,7 @@ pub trait Store: Send + Sync + 'static {
     /// A module's bytes.
     async fn module(&self, org: &OrgId, digest: [u8; 32]) -> Result<Option<Bytes>>;
     /// Deletes a worker with all its versions, unless an agent uses it.
-    async fn delete_worker(&self, org: &OrgId, worker: &WorkerName) -> Result<Deleted>;
+    async fn delete_worker(&self, org: &OrgId, worker: &WorkerName, now: Timestamp, by: &Actor) -> Result<Deleted>;
 
     // -- agents
     /// Makes or changes an agent; `version: None` takes the worker's newest. `default: true` takes it from the agent that had it.
@@ -212,6 +222,7 @@ pub trait Store: Send + Sync + 'static {
         settings: AgentSettings,
         agents_max: usize,
         now: Timestamp,
+        by: &Actor,
     ) -> Result<PutAgent>;
     /// One agent.
     async fn agent(&self, org: &OrgId, agent: &AgentId) -> Result<Option<Agent>>;
@@ -220,23 +231,36 @@ pub trait Store: Send + Sync + 'static {
     /// Agents by id.
     async fn agents(&self, org: &OrgId, after: Option<&AgentId>, limit: usize) -> Result<Page<Agent>>;
     /// Deletes an agent that has no conversation.
-    async fn delete_agent(&self, org: &OrgId, agent: &AgentId) -> Result<Deleted>;
+    async fn delete_agent(&self, org: &OrgId, agent: &AgentId, now: Timestamp, by: &Actor) -> Result<Deleted>;
 
     // -- orgs and keys
     /// Makes an org, or fills in what an older one lacks; `true` when it is new.
-    async fn create_org(&self, org: &OrgId, owner: &UserId, now: Timestamp) -> Result<bool>;
+    async fn create_org(&self, org: &OrgId, owner: &UserId, now: Timestamp, by: &Actor) -> Result<bool>;
     /// Orgs by id.
     async fn orgs(&self) -> Result<Vec<OrgRecord>>;
     /// Stores a key by the SHA-256 of its secret. `false`: there is no such org.
-    async fn create_key(&self, hash: [u8; 32], key: &KeyRecord) -> Result<bool>;
+    async fn create_key(&self, hash: [u8; 32], key: &KeyRecord, by: &Actor) -> Result<bool>;
     /// The key with this SHA-256, whatever its state.
     async fn key(&self, hash: [u8; 32]) -> Result<Option<KeyRecord>>;
     /// An org's keys, newest first.
     async fn keys(&self, org: &OrgId) -> Result<Vec<KeyRecord>>;
     /// Revokes; `false` when there is no such key.
-    async fn revoke_key(&self, org: &OrgId, id: &str, now: Timestamp) -> Result<bool>;
+    async fn revoke_key(&self, org: &OrgId, id: &str, now: Timestamp, by: &Actor) -> Result<bool>;
     /// Records the last use of keys, by id.
     async fn touch_keys(&self, used: &[(OrgId, String)], now: Timestamp) -> Result<()>;
+
+    // -- audit: whatever takes an `Actor` above writes down who did it, in its own transaction
+    /// Writes down what changes nothing in the store, before it is done. `None`: in the host's own audit.
+    async fn record_act(&self, org: Option<&OrgId>, act: &Act, now: Timestamp, by: &Actor) -> Result<()>;
+    /// What was done in an org, or (`None`) to the host, newest first: since a time, before a place.
+    async fn audit(
+        &self,
+        org: Option<&OrgId>,
+        filter: &AuditFilter,
+        since: Timestamp,
+        before: Option<AuditPlace>,
+        limit: usize,
+    ) -> Result<Page<AuditEntry>>;
 
     // -- itself
     /// Whether several hosts may use it at once.

@@ -91,8 +91,9 @@ async fn retain(dispatch: &Dispatch, store: &dyn Store, after: &mut Option<OrgId
     let keep = Retention {
         turns_since: since(dispatch.limits.turn_retention_days),
         events_since: since(dispatch.limits.event_retention_days),
+        audit_since: since(dispatch.limits.audit_retention_days),
     };
-    if keep.turns_since.is_none() && keep.events_since.is_none() {
+    if keep == Retention::default() {
         return;
     }
     match store.retain(after.as_ref(), keep, RETAIN_MAX).await {

@@ -95,7 +95,8 @@ metrics! {
     "turnhouse_private_dir_refusals_total", describe_counter, Count, "File operations of workers that were over their quota, by `limit`: bytes, files.";
     "turnhouse_journal_batch_writes", describe_histogram, Count, "Writes that one transaction of the journal took.";
     "turnhouse_vacuums_total", describe_counter, Count, "How often this host vacuumed the table of live turns (PostgreSQL).";
-    "turnhouse_retained_rows_total", describe_counter, Count, "Ended turns and logs that were deleted because they were old.";
+    "turnhouse_retained_rows_total", describe_counter, Count, "Ended turns, logs and entries of the audit that were deleted because they were old.";
+    "turnhouse_audit_entries_total", describe_counter, Count, "What this process wrote down in the audit, by `verb`.";
     "turnhouse_store_errors_total", describe_counter, Count, "Transactions of the journal that failed as a whole.";
     "turnhouse_http_requests_total", describe_counter, Count, "Requests, by `method`, `route` and `status`.";
     "turnhouse_http_request_duration_seconds", describe_histogram, Seconds, "From a request's head to its response's, by `method` and `route`.";

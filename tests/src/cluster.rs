@@ -6,6 +6,7 @@ use tokio::net::TcpListener;
 use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use turnhouse::audit::Actor;
 use turnhouse::caller::Scopes;
 use turnhouse::clock::Clock;
 use turnhouse::config::Config;
@@ -128,9 +129,9 @@ impl Cluster {
     pub async fn member(&self, org: &str, user: &str, scopes: &str) -> Client {
         let (org, user) = (OrgId::parse(org).expect("an org id"), UserId::parse(user).expect("a user id"));
         let now = Clock::system().now();
-        self.store.create_org(&org, &user, now).await.expect("the org is made");
+        self.store.create_org(&org, &user, now, &Actor::command_line()).await.expect("the org is made");
         let key = keys::mint(org, user, Scopes::parse(scopes).expect("scopes"), "test", None, now);
-        assert!(self.store.create_key(key.hash, &key.record).await.expect("the key is stored"));
+        assert!(self.store.create_key(key.hash, &key.record, &Actor::command_line()).await.expect("the key is stored"));
         Client::new(&self.replicas[0].url, &key.secret)
     }
 

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::{broadcast, watch};
 use turnhouse::agent::{Agent, AgentSettings};
+use turnhouse::audit::{Act, Actor, AuditEntry, AuditFilter, AuditPlace};
 use turnhouse::caller::Owned;
 use turnhouse::clock::{Clock, Timestamp};
 use turnhouse::event::EventId;
@@ -268,12 +269,20 @@ impl Store for Faulty {
         agent: &AgentId,
         conversation: &ConversationId,
         now: Timestamp,
+        by: &Actor,
     ) -> Result<Vec<Ended>> {
-        self.through(Call::Read, self.store.delete_conversation(org, agent, conversation, self.now(now))).await
+        self.through(Call::Read, self.store.delete_conversation(org, agent, conversation, self.now(now), by)).await
     }
 
-    async fn reset_snapshot(&self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) -> Result<()> {
-        self.through(Call::Read, self.store.reset_snapshot(org, agent, conversation)).await
+    async fn reset_snapshot(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<()> {
+        self.through(Call::Read, self.store.reset_snapshot(org, agent, conversation, self.now(now), by)).await
     }
 
     async fn put_worker(
@@ -287,6 +296,7 @@ impl Store for Faulty {
         workers_max: usize,
         versions_kept: usize,
         now: Timestamp,
+        by: &Actor,
     ) -> Result<PutWorker> {
         self.through(
             Call::Read,
@@ -300,6 +310,7 @@ impl Store for Faulty {
                 workers_max,
                 versions_kept,
                 self.now(now),
+                by,
             ),
         )
         .await
@@ -321,8 +332,8 @@ impl Store for Faulty {
         self.through(Call::Read, self.store.module(org, digest)).await
     }
 
-    async fn delete_worker(&self, org: &OrgId, worker: &WorkerName) -> Result<Deleted> {
-        self.through(Call::Read, self.store.delete_worker(org, worker)).await
+    async fn delete_worker(&self, org: &OrgId, worker: &WorkerName, now: Timestamp, by: &Actor) -> Result<Deleted> {
+        self.through(Call::Read, self.store.delete_worker(org, worker, self.now(now), by)).await
     }
 
     async fn put_agent(
@@ -332,8 +343,9 @@ impl Store for Faulty {
         settings: AgentSettings,
         agents_max: usize,
         now: Timestamp,
+        by: &Actor,
     ) -> Result<PutAgent> {
-        self.through(Call::Read, self.store.put_agent(org, agent, settings, agents_max, self.now(now))).await
+        self.through(Call::Read, self.store.put_agent(org, agent, settings, agents_max, self.now(now), by)).await
     }
 
     async fn agent(&self, org: &OrgId, agent: &AgentId) -> Result<Option<Agent>> {
@@ -348,20 +360,20 @@ impl Store for Faulty {
         self.through(Call::Read, self.store.agents(org, after, limit)).await
     }
 
-    async fn delete_agent(&self, org: &OrgId, agent: &AgentId) -> Result<Deleted> {
-        self.through(Call::Read, self.store.delete_agent(org, agent)).await
+    async fn delete_agent(&self, org: &OrgId, agent: &AgentId, now: Timestamp, by: &Actor) -> Result<Deleted> {
+        self.through(Call::Read, self.store.delete_agent(org, agent, self.now(now), by)).await
     }
 
-    async fn create_org(&self, org: &OrgId, owner: &UserId, now: Timestamp) -> Result<bool> {
-        self.through(Call::Read, self.store.create_org(org, owner, self.now(now))).await
+    async fn create_org(&self, org: &OrgId, owner: &UserId, now: Timestamp, by: &Actor) -> Result<bool> {
+        self.through(Call::Read, self.store.create_org(org, owner, self.now(now), by)).await
     }
 
     async fn orgs(&self) -> Result<Vec<OrgRecord>> {
         self.through(Call::Read, self.store.orgs()).await
     }
 
-    async fn create_key(&self, hash: [u8; 32], key: &KeyRecord) -> Result<bool> {
-        self.through(Call::Read, self.store.create_key(hash, key)).await
+    async fn create_key(&self, hash: [u8; 32], key: &KeyRecord, by: &Actor) -> Result<bool> {
+        self.through(Call::Read, self.store.create_key(hash, key, by)).await
     }
 
     async fn key(&self, hash: [u8; 32]) -> Result<Option<KeyRecord>> {
@@ -372,12 +384,27 @@ impl Store for Faulty {
         self.through(Call::Read, self.store.keys(org)).await
     }
 
-    async fn revoke_key(&self, org: &OrgId, id: &str, now: Timestamp) -> Result<bool> {
-        self.through(Call::Read, self.store.revoke_key(org, id, self.now(now))).await
+    async fn revoke_key(&self, org: &OrgId, id: &str, now: Timestamp, by: &Actor) -> Result<bool> {
+        self.through(Call::Read, self.store.revoke_key(org, id, self.now(now), by)).await
     }
 
     async fn touch_keys(&self, used: &[(OrgId, String)], now: Timestamp) -> Result<()> {
         self.through(Call::Read, self.store.touch_keys(used, self.now(now))).await
+    }
+
+    async fn record_act(&self, org: Option<&OrgId>, act: &Act, now: Timestamp, by: &Actor) -> Result<()> {
+        self.through(Call::Read, self.store.record_act(org, act, self.now(now), by)).await
+    }
+
+    async fn audit(
+        &self,
+        org: Option<&OrgId>,
+        filter: &AuditFilter,
+        since: Timestamp,
+        before: Option<AuditPlace>,
+        limit: usize,
+    ) -> Result<Page<AuditEntry>> {
+        self.through(Call::Read, self.store.audit(org, filter, since, before, limit)).await
     }
 
     async fn status(&self, now: Timestamp) -> Result<StoreStatus> {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use turnhouse::audit::Actor;
 use turnhouse::caller::Scopes;
 use turnhouse::config::Config;
 use turnhouse::host::Host;
@@ -71,10 +72,12 @@ impl TestHost {
     pub async fn member(&self, org: &str, user: &str, scopes: &str) -> Client {
         let (org, user) = (OrgId::parse(org).expect("an org id"), UserId::parse(user).expect("a user id"));
         let now = self.host.clock.now();
-        self.host.store.create_org(&org, &user, now).await.expect("the org is made");
+        self.host.store.create_org(&org, &user, now, &Actor::command_line()).await.expect("the org is made");
         let scopes = Scopes::parse(scopes).expect("scopes");
         let key = keys::mint(org.clone(), user.clone(), scopes, "test", None, now);
-        assert!(self.host.store.create_key(key.hash, &key.record).await.expect("the key is stored"));
+        assert!(
+            self.host.store.create_key(key.hash, &key.record, &Actor::command_line()).await.expect("the key is stored")
+        );
         Client::new(&self.url, &key.secret)
     }
 

@@ -115,8 +115,18 @@ impl Client {
 
     /// `GET path?limit=…&after=…`.
     pub async fn page(&self, path: &str, page: &PageArgs) -> Result<Value, RequestError> {
+        self.page_of(path, page, &[]).await
+    }
+
+    /// The same with filters.
+    pub async fn page_of(
+        &self,
+        path: &str,
+        page: &PageArgs,
+        filters: &[(&str, String)],
+    ) -> Result<Value, RequestError> {
         let mut url = self.at(path);
-        url.query_pairs_mut().append_pair("limit", &page.limit.to_string());
+        url.query_pairs_mut().extend_pairs(filters).append_pair("limit", &page.limit.to_string());
         if let Some(after) = &page.after {
             url.query_pairs_mut().append_pair("after", after);
         }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use turnhouse::agent::AgentSettings;
+use turnhouse::audit::Actor;
 use turnhouse::config::Config;
 use turnhouse::host::Host;
 use turnhouse::ids::{AgentId, OrgId, UserId, WorkerName};
@@ -145,7 +146,7 @@ fn ids() -> Result<(OrgId, UserId)> {
 /// Makes the org, its key and its agents, as far as they do not exist. Returns the key.
 async fn prepare(host: &Host, modules: &mut [Module]) -> Result<String> {
     let (org, user) = ids()?;
-    host.store.create_org(&org, &user, host.clock.now()).await.map_err(database::failed)?;
+    host.store.create_org(&org, &user, host.clock.now(), &Actor::command_line()).await.map_err(database::failed)?;
     let file = host.config.data_dir.join("dev-key");
     let api_key = key::keep(host.store.as_ref(), &file, &org, &user, host.clock.now()).await?;
     for (index, module) in modules.iter_mut().enumerate() {
@@ -159,10 +160,11 @@ async fn prepare(host: &Host, modules: &mut [Module]) -> Result<String> {
 /// Stores the file as a worker's version and lets its agent run it. What else is set of the agent stays.
 async fn deploy(host: &Host, org: &OrgId, module: &Module, default: bool) -> Result<u32> {
     let wasm = read_module(module.file.path())?;
-    let stored = host.upload_worker(org, &module.worker, wasm).await.map_err(|error| match error {
-        UploadError::Refused(refusal) => refused(&refusal),
-        UploadError::Store(error) => database::failed(error),
-    })?;
+    let stored =
+        host.upload_worker(org, &module.worker, wasm, &Actor::command_line()).await.map_err(|error| match error {
+            UploadError::Refused(refusal) => refused(&refusal),
+            UploadError::Store(error) => database::failed(error),
+        })?;
     let version = match stored {
         PutWorker::Created(version) | PutWorker::Existing(version) => version.version,
         PutWorker::Full(why) => return Err(CliError::failed(why).help("delete workers that are not needed")),
@@ -172,7 +174,7 @@ async fn deploy(host: &Host, org: &OrgId, module: &Module, default: bool) -> Res
     settings.worker = module.worker.clone();
     settings.version = Some(version);
     settings.default |= default;
-    match host.put_agent(org, &module.agent, settings).await {
+    match host.put_agent(org, &module.agent, settings, &Actor::command_line()).await {
         Ok(PutAgent::Stored { .. }) => Ok(version),
         Ok(PutAgent::NoSuchWorker) => Err(CliError::failed(format!("worker {} was deleted meanwhile", module.worker))),
         Ok(PutAgent::NoFileMode) => Err(CliError::failed("session_mode \"file\" needs the embedded store")),

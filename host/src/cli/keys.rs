@@ -4,6 +4,7 @@
 
 use clap::Subcommand;
 use serde_json::{Value, json};
+use turnhouse::audit::Actor;
 use turnhouse::caller::Scopes;
 use turnhouse::clock::{Clock, Timestamp};
 use turnhouse::ids::{OrgId, UserId};
@@ -136,7 +137,7 @@ pub async fn run(args: Args, output: Output) -> Result {
         }
         Action::Revoke { key, org, database } => {
             let store = database.open().await?;
-            let revoked = store.revoke_key(&org, &key, now).await.map_err(database::failed);
+            let revoked = store.revoke_key(&org, &key, now, &Actor::command_line()).await.map_err(database::failed);
             store.close().await;
             if !revoked? {
                 return Err(CliError::failed(format!("org {org} has no key {key}"))
@@ -154,7 +155,7 @@ async fn make(create: Create, now: Timestamp, output: Output) -> Result {
     let keys::NewKey { secret, hash, record } =
         keys::mint(org, create.user, create.scopes, create.name, expires_at, now);
     let store = create.database.open().await?;
-    let made = store.create_key(hash, &record).await.map_err(database::failed);
+    let made = store.create_key(hash, &record, &Actor::command_line()).await.map_err(database::failed);
     store.close().await;
     if !made? {
         return Err(CliError::failed(format!("there is no org {}", create.org))

@@ -2,6 +2,7 @@
 
 use clap::Subcommand;
 use serde_json::json;
+use turnhouse::audit::Actor;
 use turnhouse::clock::Clock;
 use turnhouse::ids::{OrgId, UserId};
 
@@ -51,7 +52,7 @@ pub async fn run(args: Args, output: Output) -> Result {
             let store = database.open().await?;
             let now = Clock::system().now();
             let done = async {
-                let created = store.create_org(&org, &owner, now).await?;
+                let created = store.create_org(&org, &owner, now, &Actor::command_line()).await?;
                 Ok((created, starter::provide_default_agent(&*store, &org, now).await?))
             };
             let done = done.await.map_err(database::failed);

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use turnhouse::agent::AgentSettings;
+use turnhouse::audit::Actor;
 use turnhouse::clock::Timestamp;
 use turnhouse::ids::{AgentId, OrgId, WorkerName};
 use turnhouse::limits::Limits;
@@ -46,12 +47,15 @@ pub async fn provide_default_agent(store: &dyn Store, org: &OrgId, now: Timestam
     let (digest, imports) = (Sha256::digest(WASM).into(), IMPORTS.map(str::to_owned).to_vec());
     let wasm = Bytes::from_static(WASM);
     let (workers, kept) = (limits.org_workers_max, limits.worker_versions_kept);
-    let version = match store.put_worker(org, &worker, digest, wasm, imports, 0.0, workers, kept, now).await? {
+    let version = match store
+        .put_worker(org, &worker, digest, wasm, imports, 0.0, workers, kept, now, &Actor::command_line())
+        .await?
+    {
         PutWorker::Created(version) | PutWorker::Existing(version) => version.version,
         PutWorker::Full(_) => return Ok(None),
     };
     let settings = AgentSettings { version: Some(version), default: true, ..AgentSettings::of(worker) };
-    match store.put_agent(org, &agent, settings, limits.org_agents_max, now).await? {
+    match store.put_agent(org, &agent, settings, limits.org_agents_max, now, &Actor::command_line()).await? {
         PutAgent::Stored { .. } => Ok(Some(agent)),
         PutAgent::NoSuchWorker | PutAgent::Full | PutAgent::NoFileMode => Ok(None),
     }
@@ -72,7 +76,7 @@ mod tests {
         let options = turnhouse::store::sqlite::SqliteOptions::new(dir.path().join("data"));
         let store = turnhouse::store::sqlite::SqliteStore::open(options).await.unwrap();
         let (org, owner) = (OrgId::parse("acme").unwrap(), "ann".parse().unwrap());
-        store.create_org(&org, &owner, Timestamp(1)).await.unwrap();
+        store.create_org(&org, &owner, Timestamp(1), &Actor::command_line()).await.unwrap();
         let made = provide_default_agent(&store, &org, Timestamp(2)).await.unwrap();
         assert_eq!(made.unwrap().as_str(), "default");
         assert_eq!(provide_default_agent(&store, &org, Timestamp(3)).await.unwrap(), None);

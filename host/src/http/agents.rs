@@ -43,7 +43,7 @@ async fn put_agent(
         let before = gateway.host.store.agent(&caller.org, &agent).await?;
         only_an_admins(before.as_ref(), &settings)?;
     }
-    match gateway.host.put_agent(&caller.org, &agent, settings).await {
+    match gateway.host.put_agent(&caller.org, &agent, settings, &caller.actor()).await {
         Ok(PutAgent::Stored { agent, created }) => {
             let status = if created { StatusCode::CREATED } else { StatusCode::OK };
             json(status, &AgentView::new(agent, true))
@@ -127,7 +127,7 @@ async fn delete_agent(
             return Err(missing(&[Scopes::ADMIN]).with("field", "default"));
         }
     }
-    match gateway.host.delete_agent(&caller.org, &agent).await? {
+    match gateway.host.delete_agent(&caller.org, &agent, &caller.actor()).await? {
         Deleted::Done => Ok(StatusCode::NO_CONTENT.into_response()),
         Deleted::NotFound => Err(Problem::not_found("agent")),
         Deleted::InUse(_) => Err(Problem::new(

@@ -7,17 +7,22 @@ use std::marker::PhantomData;
 use std::net::IpAddr;
 
 use axum::extract::FromRequestParts;
-use axum::http::header;
 use axum::http::request::Parts;
+use axum::http::{HeaderValue, header};
 
 use super::Gateway;
 use super::problem::{Code, Problem};
+use crate::audit::Actor;
 use crate::caller::{Caller, Scopes};
 use crate::ids::UserId;
 
 /// The address of a connection's other end, in the extensions of its requests.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub IpAddr);
+
+/// The request's id, in its extensions.
+#[derive(Debug, Clone)]
+pub struct RequestId(pub HeaderValue);
 
 /// What a route demands of a key.
 pub trait Right {
@@ -41,6 +46,8 @@ rights! {
     SeeAgents = [TURNS, DEPLOY];
     /// Hands in envelopes.
     Ingest = [INGEST];
+    /// Sees what was done in the org, and by whom.
+    Administer = [ADMIN];
 }
 
 /// A caller whose key has the right `R`.
@@ -49,6 +56,9 @@ pub struct May<R> {
     caller: Caller,
     /// The key's scopes, also where it acts for another user.
     pub key_scopes: Scopes,
+    /// The key's user, also where it acts for another.
+    key_user: UserId,
+    request_id: Option<RequestId>,
     right: PhantomData<R>,
 }
 
@@ -70,7 +80,8 @@ impl<R: Right + Send> FromRequestParts<Gateway> for May<R> {
             _ => None,
         };
         let caller = gateway.host.keys.authenticate(secret, from).await?;
-        let may = May::check(caller)?;
+        let mut may = May::check(caller)?;
+        may.request_id = parts.extensions.get().cloned();
         match parts.uri.query().filter(|query| query.contains("user=")) {
             None => Ok(may),
             Some(query) => may.acting_for_query(query),
@@ -84,7 +95,8 @@ impl<R: Right> May<R> {
         if !R::ANY_OF.iter().any(|scope| caller.scopes.include(*scope)) {
             return Err(missing(R::ANY_OF));
         }
-        Ok(May { key_scopes: caller.scopes, caller, right: PhantomData })
+        let (key_scopes, key_user) = (caller.scopes, caller.user.clone());
+        Ok(May { key_scopes, key_user, caller, request_id: None, right: PhantomData })
     }
 
     /// The caller as `user`, where the request names one: who acts for a user sees what that user sees, and no more.
@@ -93,7 +105,15 @@ impl<R: Right> May<R> {
         if !self.key_scopes.include(Scopes::ACT_AS) {
             return Err(missing(&[Scopes::ACT_AS]));
         }
-        Ok(Caller { org: self.caller.org.clone(), user: UserId::parse(user)?, scopes: Scopes::TURNS })
+        let credential = self.caller.credential.clone();
+        Ok(Caller { org: self.caller.org.clone(), user: UserId::parse(user)?, scopes: Scopes::TURNS, credential })
+    }
+
+    /// Who the audit says it was: the authenticated one, and for whom they acted.
+    pub fn actor(&self) -> Actor {
+        let request_id = self.request_id.as_ref().and_then(|id| id.0.to_str().ok());
+        let acting_for = (self.caller.user != self.key_user).then(|| self.caller.user.clone());
+        Actor::new(self.key_user.as_str(), &self.caller.credential, request_id, acting_for)
     }
 
     /// `?user=`: the same for requests without a body.
@@ -141,6 +161,7 @@ mod tests {
             org: "acme".parse().unwrap(),
             user: "backend".parse().unwrap(),
             scopes: Scopes::parse(scopes).unwrap(),
+            credential: "key:1".into(),
         })
     }
 
@@ -161,6 +182,10 @@ mod tests {
         assert_eq!(may("turns,act_as").unwrap().acting_for(Some("a/b")).unwrap_err().code(), Code::InvalidId);
         let query = may("turns,act_as").unwrap().acting_for_query("limit=1&user=ann%40example.org").unwrap();
         assert_eq!(query.user.as_str(), "ann@example.org");
+        let actor = query.actor();
+        assert_eq!((actor.user.as_str(), actor.credential.as_str()), ("backend", "key:1"), "it is not who it acts for");
+        assert_eq!(actor.acting_for, Some("ann@example.org".parse().unwrap()));
+        assert_eq!(may("turns").unwrap().actor().acting_for, None);
     }
 
     #[test]

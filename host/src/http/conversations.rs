@@ -145,7 +145,7 @@ async fn delete_conversation(
     Ids((agent, conversation)): Ids<(AgentId, ConversationId)>,
 ) -> Result<Response, Problem> {
     opened(&gateway, &caller, &agent, &conversation).await?;
-    gateway.host.delete_conversation(&caller.org, &agent, &conversation).await?;
+    gateway.host.delete_conversation(&caller.org, &agent, &conversation, &caller.actor()).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -160,7 +160,7 @@ async fn reset_snapshot(
     Ids((agent, conversation)): Ids<(AgentId, ConversationId)>,
 ) -> Result<Response, Problem> {
     opened(&gateway, &caller, &agent, &conversation).await?;
-    gateway.host.reset_conversation(&caller.org, &agent, &conversation).await?;
+    gateway.host.reset_conversation(&caller.org, &agent, &conversation, &caller.actor()).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

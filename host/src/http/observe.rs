@@ -18,6 +18,7 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::Gateway;
+use super::auth::RequestId;
 use super::negotiate::is_loopback_host;
 use super::problem::{Code, Problem};
 use super::unread::Unread;
@@ -35,7 +36,8 @@ pub(super) async fn observe(State(gateway): State<Gateway>, request: Request, ne
     let id_text = id.to_str().unwrap_or_default();
     let span = tracing::debug_span!("request", request_id = id_text, method, route);
 
-    let (request, unread) = Unread::watch(request);
+    let (mut request, unread) = Unread::watch(request);
+    request.extensions_mut().insert(RequestId(id.clone()));
     let foreign = gateway.host.config.loopback_only && !addressed_to_loopback(&request);
     let mut response = if foreign {
         let detail = "this host serves its own machine only: address it as localhost or 127.0.0.1 (the Host header names another)";

@@ -95,6 +95,7 @@ pub fn document() -> OpenApi {
         ("conversations", "Lines of turns. Scope `turns`."),
         ("turns", "One message in, one terminal event out. Scope `turns`."),
         ("ingest", "For platform adapters. Scope `ingest`."),
+        ("audit", "Who did what to which resource. Scope `admin`."),
         ("health", "For probes; no key."),
     ];
     document.tags =
@@ -241,7 +242,7 @@ fn codes(operation: &str, public: bool) -> Vec<Code> {
         }
         "delete_agent" => &[AgentInUse],
         "create_conversation" => &[UnknownField, NoDefaultAgent, BodyTooLarge, UnsupportedMediaType],
-        "list_workers" | "list_agents" | "list_conversations" | "list_messages" | "list_turns" => {
+        "list_workers" | "list_agents" | "list_conversations" | "list_messages" | "list_turns" | "list_audit" => {
             &[UnknownField, InvalidCursor]
         }
         "submit_turn" => &[
@@ -321,6 +322,7 @@ mod tests {
         ("/v1/agents/{agent}/conversations/{conversation}/messages", &["get"]),
         ("/v1/agents/{agent}/conversations/{conversation}/snapshot", &["delete"]),
         ("/v1/agents/{agent}/conversations/{conversation}/turns", &["get", "post"]),
+        ("/v1/audit", &["get"]),
         ("/v1/conversations", &["post"]),
         ("/v1/ingest", &["post"]),
         ("/v1/turns/{turn}", &["get"]),

@@ -66,17 +66,24 @@ impl FromRequestParts<Gateway> for PageQuery {
     }
 }
 
-fn bad_query(error: &QueryRejection) -> Problem {
+/// What is wrong with a query.
+pub fn bad_query(error: &QueryRejection) -> Problem {
     let text = error.body_text();
     unknown_field(&text).unwrap_or_else(|| Problem::new(Code::MalformedRequest, text))
 }
 
+/// How many items a page has at most.
+pub fn checked_limit(limit: Option<u32>, items_max: usize) -> Result<usize, Problem> {
+    let limit = limit.map_or(items_max.min(50), |limit| limit as usize);
+    if !(1..=items_max).contains(&limit) {
+        return Err(Problem::new(Code::MalformedRequest, format!("limit must be 1 to {items_max}")));
+    }
+    Ok(limit)
+}
+
 impl PageQuery {
     fn check(query: RawQuery, items_max: usize) -> Result<PageQuery, Problem> {
-        let limit = query.limit.map_or(items_max.min(50), |limit| limit as usize);
-        if !(1..=items_max).contains(&limit) {
-            return Err(Problem::new(Code::MalformedRequest, format!("limit must be 1 to {items_max}")));
-        }
+        let limit = checked_limit(query.limit, items_max)?;
         let direction = query.direction.map(|direction| match direction {
             RawDirection::Forward => Direction::Forward,
             RawDirection::Backward => Direction::Backward,
@@ -117,7 +124,8 @@ impl PageQuery {
     }
 }
 
-fn invalid_cursor() -> Problem {
+/// What is no cursor of this list.
+pub fn invalid_cursor() -> Problem {
     Problem::new(
         Code::InvalidCursor,
         "`after` is not a cursor of this list; send `next` as it came, or none to start anew",
@@ -126,16 +134,22 @@ fn invalid_cursor() -> Problem {
 
 /// A cursor after a name.
 pub fn name_cursor(kind: char, name: impl std::fmt::Display) -> String {
-    URL_SAFE_NO_PAD.encode(format!("{kind}:{name}"))
+    encode(kind, name)
+}
+
+/// A cursor of the list `kind`.
+pub fn encode(kind: char, place: impl std::fmt::Display) -> String {
+    URL_SAFE_NO_PAD.encode(format!("{kind}:{place}"))
 }
 
 /// A cursor from a place, in a direction.
 pub fn place_cursor(kind: char, direction: Direction, place: i64) -> String {
     let way = if direction == Direction::Forward { 'f' } else { 'b' };
-    URL_SAFE_NO_PAD.encode(format!("{kind}:{way}{place}"))
+    encode(kind, format_args!("{way}{place}"))
 }
 
-fn decode(kind: char, cursor: &str) -> Option<String> {
+/// What a cursor of the list `kind` says.
+pub fn decode(kind: char, cursor: &str) -> Option<String> {
     // An id has at most 128 bytes: what is longer is no cursor of ours.
     if cursor.len() > 200 {
         return None;

@@ -10,6 +10,7 @@ use tower::ServiceExt as _;
 
 use super::auth::Peer;
 use super::*;
+use crate::audit::Actor;
 use crate::caller::Scopes;
 use crate::clock::Timestamp;
 use crate::config::Config;
@@ -74,7 +75,10 @@ impl Edge {
         let host = Host::start(config).await.unwrap();
         for org in ["acme", "other"] {
             let owner = "root".parse().unwrap();
-            host.store.create_org(&org.parse().unwrap(), &owner, host.clock.now()).await.unwrap();
+            host.store
+                .create_org(&org.parse().unwrap(), &owner, host.clock.now(), &Actor::command_line())
+                .await
+                .unwrap();
         }
         Edge { router: router(host.clone()), host, _data: data }
     }
@@ -105,7 +109,7 @@ impl Edge {
     async fn key_until(&self, org: &str, user: &str, scopes: &str, expires_at: Option<Timestamp>) -> keys::NewKey {
         let (org, user): (OrgId, _) = (org.parse().unwrap(), user.parse().unwrap());
         let key = keys::mint(org, user, Scopes::parse(scopes).unwrap(), "test", expires_at, self.host.clock.now());
-        assert!(self.host.store.create_key(key.hash, &key.record).await.unwrap());
+        assert!(self.host.store.create_key(key.hash, &key.record, &Actor::command_line()).await.unwrap());
         key
     }
 
@@ -485,7 +489,13 @@ async fn o6_no_wrong_expired_and_revoked_keys_are_one_answer() {
     let expired = edge.key_until("acme", "ann", "turns", past).await.secret;
     let good = edge.key_until("acme", "ann", "turns,deploy", None).await;
     assert_eq!(edge.get("/v1/agents", &good.secret).await.status, 200);
-    assert!(edge.host.store.revoke_key(&good.record.org, &good.record.id, edge.host.clock.now()).await.unwrap());
+    assert!(
+        edge.host
+            .store
+            .revoke_key(&good.record.org, &good.record.id, edge.host.clock.now(), &Actor::command_line())
+            .await
+            .unwrap()
+    );
     let until = tokio::time::Instant::now() + Duration::from_secs(2);
     while edge.get("/v1/agents", &good.secret).await.status == 200 {
         assert!(tokio::time::Instant::now() < until, "a revoked key stops within 2 s");

@@ -36,7 +36,7 @@ async fn put_worker(
 ) -> Result<Response, Problem> {
     let _room = gateway.uploads.acquire().await.expect("it is never closed");
     let wasm = read_module(request, gateway.host.config.limits.module_bytes_max).await?;
-    match gateway.host.upload_worker(&caller.org, &worker, wasm).await {
+    match gateway.host.upload_worker(&caller.org, &worker, wasm, &caller.actor()).await {
         Ok(PutWorker::Created(version)) => json(StatusCode::CREATED, &WorkerView::from(version)),
         Ok(PutWorker::Existing(version)) => json(StatusCode::OK, &WorkerView::from(version)),
         Ok(PutWorker::Full(why)) => Err(Problem::new(Code::QuotaExhausted, why)),
@@ -90,7 +90,7 @@ async fn delete_worker(
     caller: May<Deploy>,
     Ids(worker): Ids<WorkerName>,
 ) -> Result<Response, Problem> {
-    match gateway.host.delete_worker(&caller.org, &worker).await? {
+    match gateway.host.delete_worker(&caller.org, &worker, &caller.actor()).await? {
         Deleted::Done => Ok(StatusCode::NO_CONTENT.into_response()),
         Deleted::NotFound => Err(Problem::not_found("worker")),
         Deleted::InUse(by) => Err(Problem::new(

@@ -16,6 +16,7 @@ use crate::ids::RunId;
 use crate::lease::Epoch;
 use crate::turn::{CancelledBy, Failure, Outcome, TurnState, Usage};
 
+pub(super) mod audit;
 pub(super) mod catalog;
 pub(super) mod model;
 pub(super) mod queue;
@@ -63,6 +64,10 @@ macro_rules! rules {
                 agents_pin_versions_and_one_is_default, an_agent_with_conversations_is_not_deleted, lists_have_cursors,
                 keys_are_found_by_hash_and_revoked, orgs_are_made_once, conversations_are_opened_once,
             ]
+            audit: [
+                each_change_is_written_down_with_who_made_it, o1_an_orgs_audit_is_its_own_and_the_hosts_is_nobodys,
+                the_audit_is_read_newest_first_by_each_filter, old_entries_of_the_audit_go_and_young_ones_stay,
+            ]
             torture: [r1_torture_leaves_no_trace,]
             model: [every_answer_is_one_that_the_protocol_allows,]
         }
@@ -98,6 +103,11 @@ pub(super) const BOUNDS: QueueBounds =
 
 pub(super) fn org(id: &str) -> OrgId {
     OrgId::parse(id).unwrap()
+}
+
+/// Whoever makes the changes of these rules.
+pub(super) fn by() -> Actor {
+    Actor::new("root", "key:0123456789abcdef", Some("r-1"), None)
 }
 
 pub(super) fn user(id: &str) -> UserId {
@@ -165,7 +175,7 @@ impl World {
         let world = World { store, replica: ReplicaId::new(), now: AtomicI64::new(1_000_000), _keep: keep };
         world.store.register_replica(world.replica, world.now(), TTL_MS).await.unwrap();
         for id in ["acme", "zeta"] {
-            world.store.create_org(&org(id), &user("root"), world.now()).await.unwrap();
+            world.store.create_org(&org(id), &user("root"), world.now(), &by()).await.unwrap();
             world.upload(&org(id), &worker(), b"one").await;
             world.set_agent(&org(id), None).await;
         }
@@ -185,12 +195,12 @@ impl World {
         let digest = sha2::Sha256::digest(wasm).into();
         let imports = vec!["turnhouse_v1.reply".to_owned()];
         let wasm = Bytes::from_static(wasm);
-        self.store.put_worker(org, worker, digest, wasm, imports, 1.5, 3, 2, self.now()).await.unwrap()
+        self.store.put_worker(org, worker, digest, wasm, imports, 1.5, 3, 2, self.now(), &by()).await.unwrap()
     }
 
     pub(super) async fn set_agent(&self, org: &OrgId, version: Option<u32>) -> PutAgent {
         let settings = AgentSettings { version, ..AgentSettings::of(worker()) };
-        self.store.put_agent(org, &agent(), settings, 3, self.now()).await.unwrap()
+        self.store.put_agent(org, &agent(), settings, 3, self.now(), &by()).await.unwrap()
     }
 
     /// A message of `ann` to a conversation of `acme`, as the gateway would accept it.

@@ -468,12 +468,14 @@ pub enum OverdueReason {
 }
 
 /// What stays; `None`: everything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Retention {
     /// Ended turns that were accepted since, with all that is theirs.
     pub turns_since: Option<Timestamp>,
     /// Logs of turns that were accepted since. A turn keeps its reply without its log.
     pub events_since: Option<Timestamp>,
+    /// What was done since, of the audit.
+    pub audit_since: Option<Timestamp>,
 }
 
 /// What became of a step of retention.
@@ -481,7 +483,7 @@ pub struct Retention {
 pub struct Retained {
     /// The org that it was about; `None`: there are no more, the round begins again.
     pub org: Option<OrgId>,
-    /// How many turns and logs went.
+    /// How many turns, logs and entries of the audit went.
     pub rows: usize,
 }
 

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::{Method, StatusCode};
 use serde_json::json;
+use turnhouse::audit::Actor;
 use turnhouse_tests::{Cluster, Setup, eventually};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -88,7 +89,13 @@ async fn o3_an_agent_or_a_key_changed_at_one_replica_is_changed_at_all() {
     let org = "acme".parse().expect("an org");
     let keys = cluster.store().keys(&org).await.expect("keys");
     let key = keys.iter().find(|key| key.user.as_str() == "bob").expect("bob's");
-    assert!(cluster.store().revoke_key(&org, &key.id, cluster.replicas[0].host.clock.now()).await.expect("revoked"));
+    assert!(
+        cluster
+            .store()
+            .revoke_key(&org, &key.id, cluster.replicas[0].host.clock.now(), &Actor::command_line())
+            .await
+            .expect("revoked")
+    );
     let began = Instant::now();
     eventually("it is refused", async || there.get("/v1/agents").await.0 == StatusCode::UNAUTHORIZED).await;
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());

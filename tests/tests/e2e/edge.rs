@@ -2,6 +2,7 @@
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use turnhouse::audit::Actor;
 use turnhouse::ids::{OrgId, UserId};
 use turnhouse_tests::client::answer;
 use turnhouse_tests::{Client, TestHost};
@@ -250,10 +251,10 @@ async fn keys_that_do_not_work_are_all_told_the_same() {
     let past = turnhouse::clock::Timestamp(now.0 - 1);
     let scopes = turnhouse::caller::Scopes::parse("admin").expect("scopes");
     let expired = turnhouse::keys::mint(org.clone(), user.clone(), scopes, "expired", Some(past), now);
-    assert!(host.host.store.create_key(expired.hash, &expired.record).await.expect("stored"));
+    assert!(host.host.store.create_key(expired.hash, &expired.record, &Actor::command_line()).await.expect("stored"));
     let revoked = turnhouse::keys::mint(org.clone(), user, scopes, "revoked", None, now);
-    assert!(host.host.store.create_key(revoked.hash, &revoked.record).await.expect("stored"));
-    assert!(host.host.store.revoke_key(&org, &revoked.record.id, now).await.expect("revoked"));
+    assert!(host.host.store.create_key(revoked.hash, &revoked.record, &Actor::command_line()).await.expect("stored"));
+    assert!(host.host.store.revoke_key(&org, &revoked.record.id, now, &Actor::command_line()).await.expect("revoked"));
     let mut answers = Vec::new();
     for key in ["th_wrong", &format!("{}x", ann.key), &expired.secret, &revoked.secret, "", "🔑"] {
         let stranger = Client::new(&host.url, "");

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::Context as _;
+use turnhouse::audit::Actor;
 use turnhouse::caller::Scopes;
 use turnhouse::clock::Timestamp;
 use turnhouse::ids::{OrgId, UserId};
@@ -31,7 +32,7 @@ pub async fn keep(store: &dyn Store, file: &Path, org: &OrgId, user: &UserId, no
         }
     }
     let key = keys::mint(org.clone(), user.clone(), SCOPES, "turnhouse dev", None, now);
-    if !store.create_key(key.hash, &key.record).await.map_err(database::failed)? {
+    if !store.create_key(key.hash, &key.record, &Actor::command_line()).await.map_err(database::failed)? {
         return Err(CliError::failed(format!("there is no org {org}")));
     }
     write(file, &key.secret)?;

@@ -41,12 +41,12 @@ pub(in crate::store) async fn old_versions_go_and_used_ones_stay(world: &World) 
 pub(in crate::store) async fn a_used_worker_is_not_deleted(world: &World) {
     let acme = org("acme");
     assert!(
-        matches!(world.store.delete_worker(&acme, &worker()).await.unwrap(), Deleted::InUse(by) if by.contains("support"))
+        matches!(world.store.delete_worker(&acme, &worker(), world.now(), &by()).await.unwrap(), Deleted::InUse(by) if by.contains("support"))
     );
     let digest = world.store.worker_version(&acme, &worker(), 1).await.unwrap().unwrap().digest;
-    assert_eq!(world.store.delete_agent(&acme, &agent()).await.unwrap(), Deleted::Done);
-    assert_eq!(world.store.delete_worker(&acme, &worker()).await.unwrap(), Deleted::Done);
-    assert_eq!(world.store.delete_worker(&acme, &worker()).await.unwrap(), Deleted::NotFound);
+    assert_eq!(world.store.delete_agent(&acme, &agent(), world.now(), &by()).await.unwrap(), Deleted::Done);
+    assert_eq!(world.store.delete_worker(&acme, &worker(), world.now(), &by()).await.unwrap(), Deleted::Done);
+    assert_eq!(world.store.delete_worker(&acme, &worker(), world.now(), &by()).await.unwrap(), Deleted::NotFound);
     assert!(world.store.module(&acme, digest).await.unwrap().is_none());
     assert!(world.store.worker_versions(&acme, &worker()).await.unwrap().is_empty());
 }
@@ -58,7 +58,9 @@ pub(in crate::store) async fn agents_pin_versions_and_one_is_default(world: &Wor
     let put = |id: &'static str, default| {
         let settings = AgentSettings { default, ..AgentSettings::of(worker()) };
         let acme = acme.clone();
-        async move { world.store.put_agent(&acme, &AgentId::parse(id).unwrap(), settings, 3, world.now()).await.unwrap() }
+        async move {
+            world.store.put_agent(&acme, &AgentId::parse(id).unwrap(), settings, 3, world.now(), &by()).await.unwrap()
+        }
     };
     assert!(world.store.default_agent(&acme).await.unwrap().is_none());
     let PutAgent::Stored { agent: first, created: true } = put("first", true).await else { panic!("not stored") };
@@ -78,10 +80,12 @@ pub(in crate::store) async fn agents_pin_versions_and_one_is_default(world: &Wor
 pub(in crate::store) async fn an_agent_with_conversations_is_not_deleted(world: &World) {
     let (acme, agent) = (org("acme"), agent());
     world.submit(world.message("c")).await;
-    assert!(matches!(world.store.delete_agent(&acme, &agent).await.unwrap(), Deleted::InUse(by) if by.contains('c')));
-    world.store.delete_conversation(&acme, &agent, &conversation("c"), world.now()).await.unwrap();
-    assert_eq!(world.store.delete_agent(&acme, &agent).await.unwrap(), Deleted::Done);
-    assert_eq!(world.store.delete_agent(&acme, &agent).await.unwrap(), Deleted::NotFound);
+    assert!(
+        matches!(world.store.delete_agent(&acme, &agent, world.now(), &by()).await.unwrap(), Deleted::InUse(by) if by.contains('c'))
+    );
+    world.store.delete_conversation(&acme, &agent, &conversation("c"), world.now(), &by()).await.unwrap();
+    assert_eq!(world.store.delete_agent(&acme, &agent, world.now(), &by()).await.unwrap(), Deleted::Done);
+    assert_eq!(world.store.delete_agent(&acme, &agent, world.now(), &by()).await.unwrap(), Deleted::NotFound);
 }
 
 pub(in crate::store) async fn lists_have_cursors(world: &World) {
@@ -138,9 +142,9 @@ pub(in crate::store) async fn keys_are_found_by_hash_and_revoked(world: &World) 
         revoked_at: None,
         last_used_at: None,
     };
-    assert!(world.store.create_key([7; 32], &key).await.unwrap());
+    assert!(world.store.create_key([7; 32], &key, &by()).await.unwrap());
     let stray = KeyRecord { org: org("nowhere"), ..key.clone() };
-    assert!(!world.store.create_key([8; 32], &stray).await.unwrap());
+    assert!(!world.store.create_key([8; 32], &stray, &by()).await.unwrap());
     assert!(world.store.key([8; 32]).await.unwrap().is_none());
     let found = world.store.key([7; 32]).await.unwrap().unwrap();
     assert_eq!((found.org, found.user, found.scopes), (key.org.clone(), key.user, key.scopes));
@@ -148,18 +152,18 @@ pub(in crate::store) async fn keys_are_found_by_hash_and_revoked(world: &World) 
     world.store.touch_keys(&[(org("acme"), key.id.clone())], world.now()).await.unwrap();
     let used = world.store.key([7; 32]).await.unwrap().unwrap().last_used_at.unwrap();
     assert_eq!(used.0 % 60_000, 0, "to the minute");
-    assert!(!world.store.revoke_key(&org("zeta"), &key.id, world.now()).await.unwrap(), "not another org's");
-    assert!(world.store.revoke_key(&org("acme"), &key.id, world.now()).await.unwrap());
+    assert!(!world.store.revoke_key(&org("zeta"), &key.id, world.now(), &by()).await.unwrap(), "not another org's");
+    assert!(world.store.revoke_key(&org("acme"), &key.id, world.now(), &by()).await.unwrap());
     let revoked = world.now();
     world.advance_ms(5);
-    world.store.revoke_key(&org("acme"), &key.id, world.now()).await.unwrap();
+    world.store.revoke_key(&org("acme"), &key.id, world.now(), &by()).await.unwrap();
     assert_eq!(world.store.keys(&org("acme")).await.unwrap()[0].revoked_at, Some(revoked), "once revoked, so it stays");
     assert!(world.store.keys(&org("zeta")).await.unwrap().is_empty());
 }
 
 pub(in crate::store) async fn orgs_are_made_once(world: &World) {
-    assert!(!world.store.create_org(&org("acme"), &user("eve"), world.now()).await.unwrap());
-    assert!(world.store.create_org(&org("beta"), &user("eve"), world.now()).await.unwrap());
+    assert!(!world.store.create_org(&org("acme"), &user("eve"), world.now(), &by()).await.unwrap());
+    assert!(world.store.create_org(&org("beta"), &user("eve"), world.now(), &by()).await.unwrap());
     let orgs = world.store.orgs().await.unwrap();
     let named: Vec<_> = orgs.iter().map(|org| (org.id.as_str(), org.owner.as_str())).collect();
     assert_eq!(named, [("acme", "root"), ("beta", "eve"), ("zeta", "root")]);
@@ -177,7 +181,7 @@ pub(in crate::store) async fn conversations_are_opened_once(world: &World) {
     assert!(!made);
     assert_eq!(again.for_host().user, user("ann"));
     assert_eq!(world.submit_and_start(world.message("c")).await.seq, Some(1));
-    world.store.delete_conversation(&org("acme"), &agent(), &conversation("c"), world.now()).await.unwrap();
+    world.store.delete_conversation(&org("acme"), &agent(), &conversation("c"), world.now(), &by()).await.unwrap();
     let (reborn, made) = open("bob").await;
     assert!(made);
     assert_eq!(reborn.for_host().user, user("bob"));

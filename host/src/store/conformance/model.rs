@@ -499,7 +499,7 @@ impl<'w> Run<'w> {
         if let Some(world) = world {
             run.protocol.now = world.now().0;
             for org in &run.orgs {
-                world.store.create_org(org, &user("root"), world.now()).await.unwrap();
+                world.store.create_org(org, &user("root"), world.now(), &by()).await.unwrap();
                 world.upload(org, &worker(), b"one").await;
                 world.set_agent(org, None).await;
             }

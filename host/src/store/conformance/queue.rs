@@ -380,7 +380,7 @@ pub(in crate::store) async fn live_counts_are_exact(world: &World) {
     assert_eq!(counts().await, (1, 1, 1));
     assert!(matches!(world.cancel(first).await, CommitResult::Won(_)));
     assert_eq!(counts().await, (0, 1, 1));
-    world.store.delete_conversation(&org("zeta"), &agent(), &conversation("c"), world.now()).await.unwrap();
+    world.store.delete_conversation(&org("zeta"), &agent(), &conversation("c"), world.now(), &by()).await.unwrap();
     assert_eq!(counts().await, (0, 1, 0));
 }
 
@@ -428,7 +428,7 @@ pub(in crate::store) async fn what_is_old_goes_and_what_lives_stays(world: &Worl
     world.complete(&others, None).await;
     // Ids are of real time, in which all of this is of now.
     let later = Timestamp(crate::clock::Clock::system().now().0 + 60_000);
-    let keep = |turns_since, events_since| Retention { turns_since, events_since };
+    let keep = |turns_since, events_since| Retention { turns_since, events_since, audit_since: None };
     let step = async |after: Option<&str>, keep| {
         let after = after.map(org);
         world.store.retain(after.as_ref(), keep, 100).await.unwrap()
@@ -450,5 +450,5 @@ pub(in crate::store) async fn what_is_old_goes_and_what_lives_stays(world: &Worl
     assert_eq!(next.head.unwrap().snapshot.unwrap().body.unwrap(), "state");
     assert_eq!(next.seq, Some(3));
     // What was kept for the chain is this turn's own; the checker wants every snapshot's turn.
-    world.store.delete_conversation(&org("acme"), &agent(), &conversation("c"), world.now()).await.unwrap();
+    world.store.delete_conversation(&org("acme"), &agent(), &conversation("c"), world.now(), &by()).await.unwrap();
 }

@@ -17,7 +17,7 @@ pub(in crate::store) async fn o1_the_same_names_in_two_orgs_never_meet(world: &W
     world.complete(&mine, Some(b"mine")).await;
     let next = world.submit_and_start(world.message("c")).await;
     assert_eq!(next.head.unwrap().snapshot.unwrap().body.as_deref(), Some(&b"mine"[..]));
-    world.store.delete_conversation(&org("zeta"), &agent(), &conversation("c"), world.now()).await.unwrap();
+    world.store.delete_conversation(&org("zeta"), &agent(), &conversation("c"), world.now(), &by()).await.unwrap();
     assert_eq!(world.state(mine.lease.turn).await, TurnState::Completed);
     let page = |of: &'static str| {
         let (org, agent) = (org(of), agent());
@@ -25,7 +25,7 @@ pub(in crate::store) async fn o1_the_same_names_in_two_orgs_never_meet(world: &W
     };
     assert_eq!((page("acme").await, page("zeta").await), (1, 0));
     let found = world.store.turn(&org("acme"), mine.lease.turn).await.unwrap().unwrap();
-    let caller = Caller { org: org("zeta"), user: user("ann"), scopes: Scopes::ADMIN };
+    let caller = Caller { org: org("zeta"), user: user("ann"), scopes: Scopes::ADMIN, credential: "key:1".into() };
     assert!(found.open(&caller).is_none());
 }
 
@@ -44,7 +44,7 @@ pub(in crate::store) async fn o2_anothers_conversation_is_not_found(world: &Worl
         .await
         .unwrap();
     assert!(!made);
-    let bob = Caller { org: org("acme"), user: user("bob"), scopes: Scopes::TURNS };
+    let bob = Caller { org: org("acme"), user: user("bob"), scopes: Scopes::TURNS, credential: "key:1".into() };
     assert!(found.open(&bob).is_none());
     let mine = world.store.conversations(&org("acme"), &agent(), Some(&user("bob")), None, 10).await.unwrap();
     assert!(mine.items.is_empty());
@@ -67,7 +67,7 @@ pub(in crate::store) async fn deleting_one_conversation_leaves_its_neighbours(wo
         world.complete(&claimed, Some(b"state")).await;
         kept.push(claimed.lease.turn);
     }
-    world.store.delete_conversation(&org("acme"), &agent(), &conversation("c"), world.now()).await.unwrap();
+    world.store.delete_conversation(&org("acme"), &agent(), &conversation("c"), world.now(), &by()).await.unwrap();
     for (lane, turn) in [("b", kept[0]), ("c2", kept[2])] {
         assert_eq!(world.event_ids(turn, None).await, ["1.1"]);
         assert!(world.submit_and_start(world.message(lane)).await.head.unwrap().snapshot.is_some());

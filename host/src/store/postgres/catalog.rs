@@ -10,6 +10,7 @@ use sqlx::{PgConnection, Row};
 use super::reads::{id, one_more, page, small};
 use super::{BEGIN, BEGIN_LARGE, PostgresStore};
 use crate::agent::{Agent, AgentSettings};
+use crate::audit::{Act, Actor};
 use crate::clock::Timestamp;
 use crate::gate::SessionMode;
 use crate::ids::{AgentId, OrgId, WorkerName};
@@ -72,8 +73,6 @@ SELECT agent_id, worker, version, is_default, settings, revision, created_at, up
     AGENTS = "-- agents
 SELECT agent_id, worker, version, is_default, settings, revision, created_at, updated_at FROM agents
  WHERE org_id = $1 AND agent_id > $2 ORDER BY agent_id LIMIT $3";
-    AGENT_KNOWN = "-- agent_known
-SELECT 1 FROM agents WHERE org_id = $1 AND agent_id = $2";
     AGENTS_COUNT = "-- agents_count
 SELECT count(*) FROM agents WHERE org_id = $1";
     VERSION_KNOWN = "-- version_known
@@ -147,6 +146,7 @@ impl PostgresStore {
         page(&self.rows(asked.bind(one_more(limit))).await?, limit, agent_record)
     }
 
+    #[allow(clippy::too_many_arguments)]
     pub(super) async fn write_worker(
         &self,
         org: &OrgId,
@@ -155,6 +155,7 @@ impl PostgresStore {
         workers_max: usize,
         versions_kept: usize,
         now: Timestamp,
+        by: &Actor,
     ) -> Result<PutWorker> {
         let (org, name) = (org.as_str(), worker.as_str());
         let mut tx = self.begin(BEGIN_LARGE).await?;
@@ -201,6 +202,8 @@ impl PostgresStore {
             self.query(VERSION_DELETE).bind(org).bind(name).bind(version).execute(&mut *tx).await?;
             self.query(MODULE_DELETE).bind(org).bind(vec![digest]).execute(&mut *tx).await?;
         }
+        let act = Act::worker_upload(worker, created.version, &upload.digest, wasm.len());
+        self.note(&mut tx, Some(org), &[act], by, now).await?;
         tx.commit().await?;
         Ok(PutWorker::Created(created))
     }
@@ -211,7 +214,14 @@ impl PostgresStore {
         Ok((row.try_get(0)?, row.try_get(1)?))
     }
 
-    pub(super) async fn erase_worker(&self, org: &OrgId, worker: &WorkerName) -> Result<Deleted> {
+    pub(super) async fn erase_worker(
+        &self,
+        org: &OrgId,
+        worker: &WorkerName,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<Deleted> {
+        let act = Act::worker_delete(worker);
         let (org, worker) = (org.as_str(), worker.as_str());
         let mut tx = self.begin(BEGIN).await?;
         self.query(ORG_LOCK).bind(org).execute(&mut *tx).await?;
@@ -228,6 +238,7 @@ impl PostgresStore {
         }
         let digests = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<Vec<u8>>, _>>()?;
         self.query(MODULE_DELETE).bind(org).bind(digests).execute(&mut *tx).await?;
+        self.note(&mut tx, Some(org), &[act], by, now).await?;
         tx.commit().await?;
         Ok(Deleted::Done)
     }
@@ -239,6 +250,7 @@ impl PostgresStore {
         mut settings: AgentSettings,
         agents_max: usize,
         now: Timestamp,
+        by: &Actor,
     ) -> Result<PutAgent> {
         if settings.session_mode == SessionMode::File {
             return Ok(PutAgent::NoFileMode);
@@ -256,8 +268,10 @@ impl PostgresStore {
         };
         let Some(version) = version else { return Ok(PutAgent::NoSuchWorker) };
         settings.version = Some(version.unsigned_abs());
-        let known = self.query(AGENT_KNOWN).bind(org).bind(agent.as_str()).fetch_optional(&mut *tx).await?.is_some();
-        if !known {
+        let known = self.query(AGENT).bind(org).bind(agent.as_str()).fetch_optional(&mut *tx).await?;
+        let known = known.as_ref().map(agent_record).transpose()?;
+        let default_before = self.default_agent_id(&mut tx, org).await?;
+        if known.is_none() {
             let row = self.query(AGENTS_COUNT).bind(org).fetch_one(&mut *tx).await?;
             if !is_below(row.try_get(0)?, agents_max) {
                 return Ok(PutAgent::Full);
@@ -278,12 +292,26 @@ impl PostgresStore {
             .bind(json)
             .bind(self.clock.of(now));
         let agent = agent_record(&asked.fetch_one(&mut *tx).await?)?;
+        let acts = Act::agent_put(known.as_ref(), &agent, default_before.as_ref());
+        self.note(&mut tx, Some(org), &acts, by, now).await?;
         tx.commit().await?;
-        Ok(PutAgent::Stored { agent, created: !known })
+        Ok(PutAgent::Stored { agent, created: known.is_none() })
     }
 
-    pub(super) async fn erase_agent(&self, org: &OrgId, agent: &AgentId) -> Result<Deleted> {
-        let (org, agent) = (org.as_str(), agent.as_str());
+    /// Which agent the org's default is now.
+    async fn default_agent_id(&self, tx: &mut PgConnection, org: &str) -> Result<Option<AgentId>> {
+        let row = self.query(AGENT_DEFAULT).bind(org.to_owned()).fetch_optional(tx).await?;
+        row.map(|row| id(&row, 0)).transpose()
+    }
+
+    pub(super) async fn erase_agent(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<Deleted> {
+        let (id, org, agent) = (agent, org.as_str(), agent.as_str());
         let mut tx = self.begin(BEGIN).await?;
         self.query(ORG_LOCK).bind(org).execute(&mut *tx).await?;
         // A conversation begins under this lock.
@@ -291,9 +319,13 @@ impl PostgresStore {
         if let Some(row) = self.query(AGENT_CONVERSATION).bind(org).bind(agent).fetch_optional(&mut *tx).await? {
             return Ok(Deleted::InUse(format!("conversation {}", row.try_get::<&str, _>(0)?)));
         }
-        let deleted = self.query(AGENT_DELETE).bind(org).bind(agent).execute(&mut *tx).await?.rows_affected();
+        let default = self.default_agent_id(&mut tx, org).await?.as_ref() == Some(id);
+        if self.query(AGENT_DELETE).bind(org).bind(agent).execute(&mut *tx).await?.rows_affected() == 0 {
+            return Ok(Deleted::NotFound);
+        }
+        self.note(&mut tx, Some(org), &Act::agent_delete(id, default), by, now).await?;
         tx.commit().await?;
-        Ok(if deleted == 1 { Deleted::Done } else { Deleted::NotFound })
+        Ok(Deleted::Done)
     }
 }
 

@@ -5,7 +5,9 @@ use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::PostgresStore;
+use super::audit::said;
 use super::reads::{id, one_more, page};
+use crate::audit::{Act, Actor, Verb};
 use crate::caller::Owned;
 use crate::clock::Timestamp;
 use crate::ids::{AgentId, ConversationId, OrgId, RunId, TurnId, UserId};
@@ -27,10 +29,16 @@ SELECT agent_id, conversation_id, user_id, created_at, head_run, generation FROM
  WHERE org_id = $1 AND agent_id = $2 AND user_id = $5 AND conversation_id > $3 AND deleted_at IS NULL ORDER BY conversation_id LIMIT $4";
     OPEN = "-- open
 SELECT open_conversation($1::bigint, $2, $3, $4, $5, $6)";
+    /// $1 the time, $6 and on what is said of it.
     DELETE = "-- delete
+WITH said AS (INSERT INTO audit (org_id, at, audit_id, actor, credential, request_id, verb, resource, detail)
+              VALUES ($2, coalesce($1::bigint, turnhouse_now()), $6, $7, $8, $9, $10, $11, $12))
 SELECT turn, was, accepted, ended FROM delete_conversation($1::bigint, $2, $3, $4, $5)";
+    /// $1 the time, $6 and on what is said of it.
     RESET = "-- reset
-SELECT reset_snapshot($1, $2, $3, $4)";
+WITH said AS (INSERT INTO audit (org_id, at, audit_id, actor, credential, request_id, verb, resource, detail)
+              VALUES ($2, coalesce($1::bigint, turnhouse_now()), $6, $7, $8, $9, $10, $11, $12))
+SELECT reset_snapshot($2, $3, $4, $5)";
 }
 
 impl PostgresStore {
@@ -102,6 +110,7 @@ impl PostgresStore {
         agent: &AgentId,
         conversation: &ConversationId,
         now: Timestamp,
+        by: &Actor,
     ) -> Result<Vec<Ended>> {
         let asked = self
             .query(DELETE)
@@ -110,7 +119,8 @@ impl PostgresStore {
             .bind(agent.as_str())
             .bind(conversation.as_str())
             .bind(Uuid::now_v7());
-        let rows = self.rows(asked).await?;
+        let act = Act::conversation(Verb::ConversationDelete, agent, conversation);
+        let rows = self.rows(said(asked, &act, by)).await?;
         rows.iter()
             .map(|row| {
                 Ok(Ended {
@@ -128,9 +138,23 @@ impl PostgresStore {
             .collect()
     }
 
-    pub(super) async fn write_reset(&self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) -> Result<()> {
-        let asked = self.query(RESET).bind(org.as_str()).bind(agent.as_str()).bind(conversation.as_str());
-        self.rows(asked.bind(Uuid::now_v7())).await?;
+    pub(super) async fn write_reset(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<()> {
+        let asked = self
+            .query(RESET)
+            .bind(self.clock.of(now))
+            .bind(org.as_str())
+            .bind(agent.as_str())
+            .bind(conversation.as_str())
+            .bind(Uuid::now_v7());
+        let act = Act::conversation(Verb::ConversationReset, agent, conversation);
+        self.rows(said(asked, &act, by)).await?;
         Ok(())
     }
 }

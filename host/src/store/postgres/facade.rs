@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::catalog::Upload;
 use super::{Clock, PostgresStore, hints, millis};
 use crate::agent::{Agent, AgentSettings};
+use crate::audit::{Act, Actor, AuditEntry, AuditFilter, AuditPlace};
 use crate::caller::Owned;
 use crate::clock::Timestamp;
 use crate::event::EventId;
@@ -175,12 +176,20 @@ impl Store for PostgresStore {
         agent: &AgentId,
         conversation: &ConversationId,
         now: Timestamp,
+        by: &Actor,
     ) -> Result<Vec<Ended>> {
-        self.write_deletion(org, agent, conversation, now).await
+        self.write_deletion(org, agent, conversation, now, by).await
     }
 
-    async fn reset_snapshot(&self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) -> Result<()> {
-        self.write_reset(org, agent, conversation).await
+    async fn reset_snapshot(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<()> {
+        self.write_reset(org, agent, conversation, now, by).await
     }
 
     async fn put_worker(
@@ -194,9 +203,10 @@ impl Store for PostgresStore {
         workers_max: usize,
         versions_kept: usize,
         now: Timestamp,
+        by: &Actor,
     ) -> Result<PutWorker> {
         let upload = Upload { digest, wasm, imports, compile_ms };
-        self.write_worker(org, worker, &upload, workers_max, versions_kept, now).await
+        self.write_worker(org, worker, &upload, workers_max, versions_kept, now, by).await
     }
 
     async fn workers(&self, org: &OrgId, after: Option<&WorkerName>, limit: usize) -> Result<Page<WorkerVersion>> {
@@ -215,8 +225,8 @@ impl Store for PostgresStore {
         self.read_module(org, digest).await
     }
 
-    async fn delete_worker(&self, org: &OrgId, worker: &WorkerName) -> Result<Deleted> {
-        self.erase_worker(org, worker).await
+    async fn delete_worker(&self, org: &OrgId, worker: &WorkerName, now: Timestamp, by: &Actor) -> Result<Deleted> {
+        self.erase_worker(org, worker, now, by).await
     }
 
     async fn put_agent(
@@ -226,8 +236,9 @@ impl Store for PostgresStore {
         settings: AgentSettings,
         agents_max: usize,
         now: Timestamp,
+        by: &Actor,
     ) -> Result<PutAgent> {
-        self.write_agent(org, agent, settings, agents_max, now).await
+        self.write_agent(org, agent, settings, agents_max, now, by).await
     }
 
     async fn agent(&self, org: &OrgId, agent: &AgentId) -> Result<Option<Agent>> {
@@ -242,20 +253,20 @@ impl Store for PostgresStore {
         self.read_agents(org, after, limit).await
     }
 
-    async fn delete_agent(&self, org: &OrgId, agent: &AgentId) -> Result<Deleted> {
-        self.erase_agent(org, agent).await
+    async fn delete_agent(&self, org: &OrgId, agent: &AgentId, now: Timestamp, by: &Actor) -> Result<Deleted> {
+        self.erase_agent(org, agent, now, by).await
     }
 
-    async fn create_org(&self, org: &OrgId, owner: &UserId, now: Timestamp) -> Result<bool> {
-        self.write_org(org, owner, now).await
+    async fn create_org(&self, org: &OrgId, owner: &UserId, now: Timestamp, by: &Actor) -> Result<bool> {
+        self.write_org(org, owner, now, by).await
     }
 
     async fn orgs(&self) -> Result<Vec<OrgRecord>> {
         self.read_orgs().await
     }
 
-    async fn create_key(&self, hash: [u8; 32], key: &KeyRecord) -> Result<bool> {
-        self.write_key(hash, key).await
+    async fn create_key(&self, hash: [u8; 32], key: &KeyRecord, by: &Actor) -> Result<bool> {
+        self.write_key(hash, key, by).await
     }
 
     async fn key(&self, hash: [u8; 32]) -> Result<Option<KeyRecord>> {
@@ -266,12 +277,27 @@ impl Store for PostgresStore {
         self.read_keys(org).await
     }
 
-    async fn revoke_key(&self, org: &OrgId, id: &str, now: Timestamp) -> Result<bool> {
-        self.write_revocation(org, id, now).await
+    async fn revoke_key(&self, org: &OrgId, id: &str, now: Timestamp, by: &Actor) -> Result<bool> {
+        self.write_revocation(org, id, now, by).await
     }
 
     async fn touch_keys(&self, used: &[(OrgId, String)], now: Timestamp) -> Result<()> {
         self.write_last_use(used, now).await
+    }
+
+    async fn record_act(&self, org: Option<&OrgId>, act: &Act, now: Timestamp, by: &Actor) -> Result<()> {
+        self.write_act(org, act, by, now).await
+    }
+
+    async fn audit(
+        &self,
+        org: Option<&OrgId>,
+        filter: &AuditFilter,
+        since: Timestamp,
+        before: Option<AuditPlace>,
+        limit: usize,
+    ) -> Result<Page<AuditEntry>> {
+        self.read_audit(org, filter, since, before, limit).await
     }
 
     fn shared(&self) -> bool {

@@ -3,8 +3,9 @@
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
-use super::PostgresStore;
 use super::reads::id;
+use super::{BEGIN, PostgresStore};
+use crate::audit::{Act, Actor};
 use crate::caller::Scopes;
 use crate::clock::Timestamp;
 use crate::ids::{OrgId, UserId};
@@ -31,7 +32,9 @@ SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at
 SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at FROM api_keys
  WHERE org_id = $1 ORDER BY created_at DESC, key_id";
     KEY_REVOKE = "-- key_revoke
-UPDATE api_keys SET revoked_at = coalesce(revoked_at, $3::bigint, turnhouse_now()) WHERE org_id = $1 AND key_id = $2";
+UPDATE api_keys SET revoked_at = coalesce($3::bigint, turnhouse_now()) WHERE org_id = $1 AND key_id = $2 AND revoked_at IS NULL";
+    KEY_KNOWN = "-- key_known
+SELECT 1 FROM api_keys WHERE org_id = $1 AND key_id = $2";
     /// To the minute: a key that is used all the time is written now and then. In the order of keys, so that two hosts do not lock each other out.
     KEY_TOUCH = "-- key_touch
 WITH used AS MATERIALIZED (
@@ -44,9 +47,15 @@ UPDATE api_keys k SET last_used_at = used.minute FROM used WHERE k.org_id = used
 }
 
 impl PostgresStore {
-    pub(super) async fn write_org(&self, org: &OrgId, owner: &UserId, now: Timestamp) -> Result<bool> {
+    pub(super) async fn write_org(&self, org: &OrgId, owner: &UserId, now: Timestamp, by: &Actor) -> Result<bool> {
+        let mut tx = self.begin(BEGIN).await?;
         let asked = self.query(ORG_NEW).bind(org.as_str()).bind(owner.as_str()).bind(self.clock.of(now));
-        Ok(self.one(asked).await?.try_get(0)?)
+        let made = asked.fetch_one(&mut *tx).await?.try_get(0)?;
+        if made {
+            self.note(&mut tx, Some(org.as_str()), &[Act::org_create(owner)], by, now).await?;
+        }
+        tx.commit().await?;
+        Ok(made)
     }
 
     pub(super) async fn read_orgs(&self) -> Result<Vec<OrgRecord>> {
@@ -56,7 +65,8 @@ impl PostgresStore {
             .collect()
     }
 
-    pub(super) async fn write_key(&self, hash: [u8; 32], key: &KeyRecord) -> Result<bool> {
+    pub(super) async fn write_key(&self, hash: [u8; 32], key: &KeyRecord, by: &Actor) -> Result<bool> {
+        let mut tx = self.begin(BEGIN).await?;
         let asked = self
             .query(KEY_NEW)
             .bind(key.org.as_str())
@@ -68,7 +78,13 @@ impl PostgresStore {
             .bind(key.created_at.0)
             .bind(key.expires_at.map(|at| at.0))
             .bind(self.clock.of(key.created_at));
-        Ok(self.change(asked).await? == 1)
+        let made = asked.execute(&mut *tx).await?.rows_affected() == 1;
+        if made {
+            let act = Act::key_create(&key.id, &key.user, key.scopes, key.expires_at);
+            self.note(&mut tx, Some(key.org.as_str()), &[act], by, key.created_at).await?;
+        }
+        tx.commit().await?;
+        Ok(made)
     }
 
     pub(super) async fn read_key(&self, hash: [u8; 32]) -> Result<Option<KeyRecord>> {
@@ -81,9 +97,17 @@ impl PostgresStore {
         rows.iter().map(record).collect()
     }
 
-    pub(super) async fn write_revocation(&self, org: &OrgId, id: &str, now: Timestamp) -> Result<bool> {
+    pub(super) async fn write_revocation(&self, org: &OrgId, id: &str, now: Timestamp, by: &Actor) -> Result<bool> {
+        let mut tx = self.begin(BEGIN).await?;
         let asked = self.query(KEY_REVOKE).bind(org.as_str()).bind(id).bind(self.clock.of(now));
-        Ok(self.change(asked).await? == 1)
+        if asked.execute(&mut *tx).await?.rows_affected() == 0 {
+            // Revoked before: once, so it stays.
+            let known = self.query(KEY_KNOWN).bind(org.as_str()).bind(id).fetch_optional(&mut *tx).await?;
+            return Ok(known.is_some());
+        }
+        self.note(&mut tx, Some(org.as_str()), &[Act::key_revoke(id)], by, now).await?;
+        tx.commit().await?;
+        Ok(true)
     }
 
     pub(super) async fn write_last_use(&self, used: &[(OrgId, String)], now: Timestamp) -> Result<()> {

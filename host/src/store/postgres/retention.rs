@@ -27,6 +27,11 @@ WITH old AS MATERIALIZED (
    WHERE e.org_id = $1 AND e.turn_id < $2 AND NOT EXISTS (SELECT 1 FROM turn_markers m WHERE m.org_id = $1 AND m.turn_id = e.turn_id)
    ORDER BY e.turn_id LIMIT $3 FOR UPDATE SKIP LOCKED)
 DELETE FROM turn_events e USING old o WHERE e.org_id = $1 AND e.turn_id = o.turn_id AND e.epoch = o.epoch AND e.first_seq = o.first_seq";
+    /// $1 org, $2 the oldest time that stays, $3 how many rows.
+    RETAIN_AUDIT = "-- retain_audit
+WITH old AS MATERIALIZED (
+  SELECT a.at, a.audit_id FROM audit a WHERE a.org_id = $1 AND a.at < $2 ORDER BY a.at, a.audit_id LIMIT $3 FOR UPDATE SKIP LOCKED)
+DELETE FROM audit a USING old o WHERE a.org_id = $1 AND a.at = o.at AND a.audit_id = o.audit_id";
 }
 
 impl PostgresStore {
@@ -39,6 +44,10 @@ impl PostgresStore {
             let Some(since) = since else { continue };
             let floor: Uuid = since.first_id();
             rows += self.change(self.query(sql).bind(org.as_str()).bind(floor).bind(rows_max(limit))).await?;
+        }
+        if let Some(since) = keep.audit_since {
+            let asked = self.query(RETAIN_AUDIT).bind(org.as_str()).bind(since.0).bind(rows_max(limit));
+            rows += self.change(asked).await?;
         }
         Ok(Retained { org: Some(org), rows: usize::try_from(rows).unwrap_or(usize::MAX) })
     }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::open::without_pooler;
 use super::*;
 use crate::ids::ReplicaId;
-use crate::store::conformance::{World, agent, conversation, org, user};
+use crate::store::conformance::{World, agent, by, conversation, org, user};
 use crate::store::{Accept, AcceptResult, ClaimRequest, CommitResult, PutAgent, Store, StoreError, Write, Written};
 
 const SNAPSHOTS_KEPT: u32 = 3;
@@ -372,7 +372,7 @@ async fn file_mode_is_refused_with_its_reason() {
         session_mode: crate::gate::SessionMode::File,
         ..crate::agent::AgentSettings::of(crate::store::conformance::worker())
     };
-    let put = world.store.put_agent(&org("acme"), &agent(), settings, 3, world.now()).await.unwrap();
+    let put = world.store.put_agent(&org("acme"), &agent(), settings, 3, world.now(), &by()).await.unwrap();
     assert!(matches!(put, PutAgent::NoFileMode), "{put:?}");
 }
 
@@ -448,7 +448,7 @@ async fn r3_the_time_is_the_databases() {
         }
         assert!(store.renew_replica(replica, skewed, 60_000).await.unwrap());
         let id = format!("skewed{skew}");
-        store.create_org(&org(&id), &user("root"), skewed).await.unwrap();
+        store.create_org(&org(&id), &user("root"), skewed, &by()).await.unwrap();
         let made = store.orgs().await.unwrap().into_iter().find(|found| found.id == org(&id)).unwrap().created_at;
         assert!((made.0 - real.0).abs() < 60_000, "{made:?}");
         let conversation = conversation("c");
@@ -694,7 +694,7 @@ async fn keys_that_two_hosts_touch_at_once_lock_nobody_out() {
     };
     let mut used = Vec::new();
     for n in 0..20 {
-        world.store.create_key([n; 32], &key(n)).await.unwrap();
+        world.store.create_key([n; 32], &key(n), &by()).await.unwrap();
         used.push((org("acme"), key(n).id));
     }
     let backwards: Vec<_> = used.iter().rev().cloned().collect();
@@ -709,8 +709,36 @@ async fn keys_that_two_hosts_touch_at_once_lock_nobody_out() {
 }
 
 #[tokio::test]
+async fn what_was_done_is_not_rewritten() {
+    let world = world().await;
+    let now = crate::clock::Clock::system().now();
+    let act = crate::audit::Act::new(crate::audit::Verb::OrgExport, "org", serde_json::json!({}));
+    for org in [Some(&org("acme")), None] {
+        world.store.record_act(org, &act, now, &by()).await.unwrap();
+    }
+    let mut connection = home(&world).database.look().await;
+    for sql in [
+        "UPDATE audit SET actor = 'eve'",
+        "DELETE FROM audit WHERE verb = 'org.export' AND org_id = 'acme'",
+        "DELETE FROM audit WHERE verb = 'org.export' AND org_id = ''",
+        "TRUNCATE audit",
+        "INSERT INTO audit SELECT org_id, at + 1, audit_id, actor, credential, request_id, verb, resource, repeat(' ', 2000) FROM audit",
+    ] {
+        let error = sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await.expect_err(sql);
+        let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned();
+        assert!(code.starts_with("23"), "{sql}: {error}");
+    }
+    let old = home(&world).damage("DELETE FROM audit WHERE verb = 'org.create'").await;
+    assert!(old > 0, "what is older than thirty days may go");
+    home(&world).damage("UPDATE orgs SET deleting_at = 1 WHERE org_id = 'acme'").await;
+    let gone = home(&world).damage("DELETE FROM audit WHERE verb = 'org.export' AND org_id = 'acme'").await;
+    assert_eq!(gone, 1, "with its org");
+}
+
+#[tokio::test]
 async fn every_statement_says_its_name() {
     for (name, sql) in [
+        audit::STATEMENTS,
         catalog::STATEMENTS,
         conversations::STATEMENTS,
         facade::STATEMENTS,

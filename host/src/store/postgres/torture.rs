@@ -19,7 +19,9 @@ use crate::event::EventBatch;
 use crate::gate::{self, Grant};
 use crate::ids::{OrgId, ReplicaId, TurnId};
 use crate::lease::{Epoch, Lease};
-use crate::store::conformance::{BOUNDS, agent, cancelled, conversation, deltas, failed, org, replied, user, worker};
+use crate::store::conformance::{
+    BOUNDS, agent, by, cancelled, conversation, deltas, failed, org, replied, user, worker,
+};
 use crate::store::{
     Accept, AcceptResult, Append, ClaimRequest, Claimed, Clocks, Commit, CommitResult, Fenced, Requeue, RunningBound,
     StagedSnapshot, Store, Write, Written,
@@ -389,11 +391,11 @@ async fn torture(database: &Database, time: Duration) -> Ledger {
     let options = PostgresOptions { clock: Clock::Database, ..database.options() };
     let first = Arc::new(PostgresStore::open(options.clone()).await.unwrap());
     for id in ["acme", "zeta"] {
-        first.create_org(&org(id), &user("root"), Timestamp(0)).await.unwrap();
+        first.create_org(&org(id), &user("root"), Timestamp(0), &by()).await.unwrap();
         let wasm = bytes::Bytes::from_static(b"x");
-        first.put_worker(&org(id), &worker(), [7; 32], wasm, vec![], 1.0, 3, 2, Timestamp(0)).await.unwrap();
+        first.put_worker(&org(id), &worker(), [7; 32], wasm, vec![], 1.0, 3, 2, Timestamp(0), &by()).await.unwrap();
         let settings = crate::agent::AgentSettings::of(worker());
-        first.put_agent(&org(id), &agent(), settings, 3, Timestamp(0)).await.unwrap();
+        first.put_agent(&org(id), &agent(), settings, 3, Timestamp(0), &by()).await.unwrap();
     }
     let until = Instant::now() + time;
     let mut hosts = Vec::new();

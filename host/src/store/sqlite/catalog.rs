@@ -9,6 +9,7 @@ use super::SqliteStore;
 use super::reads::{id, one_more, page};
 use super::writer::{Fault, Tried, Tx};
 use crate::agent::{Agent, AgentSettings};
+use crate::audit::{Act, Actor};
 use crate::clock::Timestamp;
 use crate::ids::{AgentId, OrgId, WorkerName};
 use crate::store::{Deleted, Page, PutAgent, PutWorker, Result, StoreError, WorkerVersion};
@@ -64,8 +65,6 @@ SELECT agent_id, worker, version, is_default, settings, revision, created_at, up
     AGENTS = "-- agents
 SELECT agent_id, worker, version, is_default, settings, revision, created_at, updated_at FROM agents
  WHERE org_id = ?1 AND agent_id > ?2 ORDER BY agent_id LIMIT ?3";
-    AGENT_KNOWN = "-- agent_known
-SELECT revision, created_at FROM agents WHERE org_id = ?1 AND agent_id = ?2";
     AGENTS_COUNT = "-- agents_count
 SELECT count(*) FROM agents WHERE org_id = ?1";
     VERSION_KNOWN = "-- version_known
@@ -188,6 +187,7 @@ impl Tx<'_> {
         upload: &Upload,
         workers_max: usize,
         versions_kept: usize,
+        by: &Actor,
     ) -> Tried<PutWorker> {
         let stored = |version: u32, size: u64, imports: Vec<String>, compile_ms: f64, created_at: Timestamp| {
             let (worker, digest) = (worker.clone(), upload.digest);
@@ -243,11 +243,13 @@ impl Tx<'_> {
             upload.compile_ms,
             self.now.0
         ])?;
+        let act = Act::worker_upload(worker, newest + 1, &upload.digest, upload.wasm.len());
+        self.note(Some(org), &[act], by)?;
         let size = upload.wasm.len() as u64;
         Ok(PutWorker::Created(stored(newest + 1, size, upload.imports.clone(), upload.compile_ms, self.now)))
     }
 
-    pub(super) fn delete_worker(&self, org: &OrgId, worker: &WorkerName) -> Tried<Deleted> {
+    pub(super) fn delete_worker(&self, org: &OrgId, worker: &WorkerName, by: &Actor) -> Tried<Deleted> {
         let key = params![org.as_str(), worker.as_str()];
         let agent: Option<String> =
             self.conn.prepare_cached(WORKER_AGENT)?.query_row(key, |row| row.get(0)).optional()?;
@@ -268,6 +270,7 @@ impl Tx<'_> {
         for digest in digests {
             self.conn.prepare_cached(MODULE_DELETE)?.execute(params![org.as_str(), digest])?;
         }
+        self.note(Some(org), &[Act::worker_delete(worker)], by)?;
         Ok(Deleted::Done)
     }
 
@@ -277,6 +280,7 @@ impl Tx<'_> {
         agent: &AgentId,
         mut settings: AgentSettings,
         agents_max: usize,
+        by: &Actor,
     ) -> Tried<PutAgent> {
         let worker = settings.worker.as_str();
         let version = match settings.version {
@@ -292,11 +296,8 @@ impl Tx<'_> {
         };
         let Some(version) = version else { return Ok(PutAgent::NoSuchWorker) };
         settings.version = Some(version);
-        let known: Option<(u32, i64)> = self
-            .conn
-            .prepare_cached(AGENT_KNOWN)?
-            .query_row(params![org.as_str(), agent.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()?;
+        let known = self.known_agent(org, agent)?;
+        let default_before = self.default_agent_id(org)?;
         if known.is_none() {
             let agents: u32 =
                 self.conn.prepare_cached(AGENTS_COUNT)?.query_row(params![org.as_str()], |row| row.get(0))?;
@@ -318,19 +319,53 @@ impl Tx<'_> {
             self.now.0
         ])?;
         let (revision, created_at) =
-            known.map_or((1, self.now), |(revision, at)| (u64::from(revision) + 1, Timestamp(at)));
+            known.as_ref().map_or((1, self.now), |known| (known.revision + 1, known.created_at));
         let stored = Agent { id: agent.clone(), settings, revision, created_at, updated_at: self.now };
+        self.note(Some(org), &Act::agent_put(known.as_ref(), &stored, default_before.as_ref()), by)?;
         Ok(PutAgent::Stored { agent: stored, created: known.is_none() })
     }
 
-    pub(super) fn delete_agent(&self, org: &OrgId, agent: &AgentId) -> Tried<Deleted> {
+    /// An agent as this transaction finds it.
+    fn known_agent(&self, org: &OrgId, agent: &AgentId) -> Tried<Option<Agent>> {
+        let corrupt = |error: &dyn std::fmt::Display| Fault::Corrupt(error.to_string());
+        let mut statement = self.conn.prepare_cached(AGENT)?;
+        let mut rows = statement.query(params![org.as_str(), agent.as_str()])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        let (worker, json): (String, String) = (row.get(1)?, row.get(4)?);
+        let settings: AgentSettings = serde_json::from_str(&json).map_err(|error| corrupt(&error))?;
+        Ok(Some(Agent {
+            id: agent.clone(),
+            settings: AgentSettings {
+                worker: worker.parse().map_err(|error| corrupt(&error))?,
+                version: Some(row.get(2)?),
+                default: row.get(3)?,
+                ..settings
+            },
+            revision: row.get::<_, i64>(5)?.unsigned_abs(),
+            created_at: Timestamp(row.get(6)?),
+            updated_at: Timestamp(row.get(7)?),
+        }))
+    }
+
+    /// Which agent the org's default is now.
+    fn default_agent_id(&self, org: &OrgId) -> Tried<Option<AgentId>> {
+        let found: Option<String> =
+            self.conn.prepare_cached(AGENT_DEFAULT)?.query_row(params![org.as_str()], |row| row.get(0)).optional()?;
+        found.map(|id| id.parse().map_err(|error: crate::ids::InvalidId| Fault::Corrupt(error.to_string()))).transpose()
+    }
+
+    pub(super) fn delete_agent(&self, org: &OrgId, agent: &AgentId, by: &Actor) -> Tried<Deleted> {
         let key = params![org.as_str(), agent.as_str()];
         let conversation: Option<String> =
             self.conn.prepare_cached(AGENT_CONVERSATION)?.query_row(key, |row| row.get(0)).optional()?;
         if let Some(conversation) = conversation {
             return Ok(Deleted::InUse(format!("conversation {conversation}")));
         }
-        let deleted = self.conn.prepare_cached(AGENT_DELETE)?.execute(key)?;
-        Ok(if deleted == 1 { Deleted::Done } else { Deleted::NotFound })
+        let default = self.default_agent_id(org)?.as_ref() == Some(agent);
+        if self.conn.prepare_cached(AGENT_DELETE)?.execute(key)? == 0 {
+            return Ok(Deleted::NotFound);
+        }
+        self.note(Some(org), &Act::agent_delete(agent, default), by)?;
+        Ok(Deleted::Done)
     }
 }

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::catalog::Upload;
 use super::{SqliteStore, blocking, closed};
 use crate::agent::{Agent, AgentSettings};
+use crate::audit::{Act, Actor, AuditEntry, AuditFilter, AuditPlace, Verb};
 use crate::caller::Owned;
 use crate::clock::Timestamp;
 use crate::event::EventId;
@@ -186,15 +187,33 @@ impl Store for SqliteStore {
         agent: &AgentId,
         conversation: &ConversationId,
         now: Timestamp,
+        by: &Actor,
     ) -> Result<Vec<Ended>> {
         self.owns_turns()?;
-        let ids = (org.clone(), agent.clone(), conversation.clone());
-        self.write_with(now, move |tx| tx.delete_conversation(&ids.0, &ids.1, &ids.2)).await
+        let (ids, by) = ((org.clone(), agent.clone(), conversation.clone()), by.clone());
+        self.write_with(now, move |tx| {
+            let act = Act::conversation(Verb::ConversationDelete, &ids.1, &ids.2);
+            tx.note(Some(&ids.0), &[act], &by)?;
+            tx.delete_conversation(&ids.0, &ids.1, &ids.2)
+        })
+        .await
     }
 
-    async fn reset_snapshot(&self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) -> Result<()> {
-        let ids = (org.clone(), agent.clone(), conversation.clone());
-        self.write_with(Timestamp(0), move |tx| tx.reset_snapshot(&ids.0, &ids.1, &ids.2)).await
+    async fn reset_snapshot(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<()> {
+        let (ids, by) = ((org.clone(), agent.clone(), conversation.clone()), by.clone());
+        self.write_with(now, move |tx| {
+            let act = Act::conversation(Verb::ConversationReset, &ids.1, &ids.2);
+            tx.note(Some(&ids.0), &[act], &by)?;
+            tx.reset_snapshot(&ids.0, &ids.1, &ids.2)
+        })
+        .await
     }
 
     async fn put_worker(
@@ -208,10 +227,11 @@ impl Store for SqliteStore {
         workers_max: usize,
         versions_kept: usize,
         now: Timestamp,
+        by: &Actor,
     ) -> Result<PutWorker> {
-        let (org, worker) = (org.clone(), worker.clone());
+        let (org, worker, by) = (org.clone(), worker.clone(), by.clone());
         let upload = Upload { digest, wasm, imports, compile_ms };
-        self.write_with(now, move |tx| tx.put_worker(&org, &worker, &upload, workers_max, versions_kept)).await
+        self.write_with(now, move |tx| tx.put_worker(&org, &worker, &upload, workers_max, versions_kept, &by)).await
     }
 
     async fn workers(&self, org: &OrgId, after: Option<&WorkerName>, limit: usize) -> Result<Page<WorkerVersion>> {
@@ -230,9 +250,9 @@ impl Store for SqliteStore {
         self.read_module(org, digest).await
     }
 
-    async fn delete_worker(&self, org: &OrgId, worker: &WorkerName) -> Result<Deleted> {
-        let (org, worker) = (org.clone(), worker.clone());
-        self.write_with(Timestamp(0), move |tx| tx.delete_worker(&org, &worker)).await
+    async fn delete_worker(&self, org: &OrgId, worker: &WorkerName, now: Timestamp, by: &Actor) -> Result<Deleted> {
+        let (org, worker, by) = (org.clone(), worker.clone(), by.clone());
+        self.write_with(now, move |tx| tx.delete_worker(&org, &worker, &by)).await
     }
 
     async fn put_agent(
@@ -242,9 +262,10 @@ impl Store for SqliteStore {
         settings: AgentSettings,
         agents_max: usize,
         now: Timestamp,
+        by: &Actor,
     ) -> Result<PutAgent> {
-        let (org, agent) = (org.clone(), agent.clone());
-        self.write_with(now, move |tx| tx.put_agent(&org, &agent, settings, agents_max)).await
+        let (org, agent, by) = (org.clone(), agent.clone(), by.clone());
+        self.write_with(now, move |tx| tx.put_agent(&org, &agent, settings, agents_max, &by)).await
     }
 
     async fn agent(&self, org: &OrgId, agent: &AgentId) -> Result<Option<Agent>> {
@@ -259,23 +280,23 @@ impl Store for SqliteStore {
         self.read_agents(org, after, limit).await
     }
 
-    async fn delete_agent(&self, org: &OrgId, agent: &AgentId) -> Result<Deleted> {
-        let (org, agent) = (org.clone(), agent.clone());
-        self.write_with(Timestamp(0), move |tx| tx.delete_agent(&org, &agent)).await
+    async fn delete_agent(&self, org: &OrgId, agent: &AgentId, now: Timestamp, by: &Actor) -> Result<Deleted> {
+        let (org, agent, by) = (org.clone(), agent.clone(), by.clone());
+        self.write_with(now, move |tx| tx.delete_agent(&org, &agent, &by)).await
     }
 
-    async fn create_org(&self, org: &OrgId, owner: &UserId, now: Timestamp) -> Result<bool> {
-        let (org, owner) = (org.clone(), owner.clone());
-        self.write_with(now, move |tx| tx.create_org(&org, &owner)).await
+    async fn create_org(&self, org: &OrgId, owner: &UserId, now: Timestamp, by: &Actor) -> Result<bool> {
+        let (org, owner, by) = (org.clone(), owner.clone(), by.clone());
+        self.write_with(now, move |tx| tx.create_org(&org, &owner, &by)).await
     }
 
     async fn orgs(&self) -> Result<Vec<OrgRecord>> {
         self.read_orgs().await
     }
 
-    async fn create_key(&self, hash: [u8; 32], key: &KeyRecord) -> Result<bool> {
-        let key = key.clone();
-        self.write_with(key.created_at, move |tx| tx.create_key(&hash, &key)).await
+    async fn create_key(&self, hash: [u8; 32], key: &KeyRecord, by: &Actor) -> Result<bool> {
+        let (key, by) = (key.clone(), by.clone());
+        self.write_with(key.created_at, move |tx| tx.create_key(&hash, &key, &by)).await
     }
 
     async fn key(&self, hash: [u8; 32]) -> Result<Option<KeyRecord>> {
@@ -286,14 +307,30 @@ impl Store for SqliteStore {
         self.read_keys(org).await
     }
 
-    async fn revoke_key(&self, org: &OrgId, id: &str, now: Timestamp) -> Result<bool> {
-        let (org, id) = (org.clone(), id.to_owned());
-        self.write_with(now, move |tx| tx.revoke_key(&org, &id)).await
+    async fn revoke_key(&self, org: &OrgId, id: &str, now: Timestamp, by: &Actor) -> Result<bool> {
+        let (org, id, by) = (org.clone(), id.to_owned(), by.clone());
+        self.write_with(now, move |tx| tx.revoke_key(&org, &id, &by)).await
     }
 
     async fn touch_keys(&self, used: &[(OrgId, String)], now: Timestamp) -> Result<()> {
         let used = used.to_vec();
         self.write_with(now, move |tx| tx.touch_keys(&used)).await
+    }
+
+    async fn record_act(&self, org: Option<&OrgId>, act: &Act, now: Timestamp, by: &Actor) -> Result<()> {
+        let (org, acts, by) = (org.cloned(), [act.clone()], by.clone());
+        self.write_with(now, move |tx| tx.note(org.as_ref(), &acts, &by)).await
+    }
+
+    async fn audit(
+        &self,
+        org: Option<&OrgId>,
+        filter: &AuditFilter,
+        since: Timestamp,
+        before: Option<AuditPlace>,
+        limit: usize,
+    ) -> Result<Page<AuditEntry>> {
+        self.read_audit(org, filter, since, before, limit).await
     }
 
     async fn status(&self, now: Timestamp) -> Result<StoreStatus> {

@@ -7,6 +7,7 @@ use sqlx::sqlite::SqliteRow;
 use super::SqliteStore;
 use super::reads::id;
 use super::writer::{Tried, Tx};
+use crate::audit::{Act, Actor};
 use crate::caller::Scopes;
 use crate::clock::Timestamp;
 use crate::ids::{OrgId, UserId};
@@ -28,7 +29,9 @@ SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at
 SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at FROM api_keys
  WHERE org_id = ?1 ORDER BY created_at DESC, key_id";
     KEY_REVOKE = "-- key_revoke
-UPDATE api_keys SET revoked_at = coalesce(revoked_at, ?3) WHERE org_id = ?1 AND key_id = ?2";
+UPDATE api_keys SET revoked_at = ?3 WHERE org_id = ?1 AND key_id = ?2 AND revoked_at IS NULL";
+    KEY_KNOWN = "-- key_known
+SELECT 1 FROM api_keys WHERE org_id = ?1 AND key_id = ?2";
     KEY_TOUCH = "-- key_touch
 UPDATE api_keys SET last_used_at = ?3 WHERE org_id = ?1 AND key_id = ?2 AND (last_used_at IS NULL OR last_used_at < ?3)";
 }
@@ -72,12 +75,15 @@ fn record(row: &SqliteRow) -> Result<KeyRecord> {
 }
 
 impl Tx<'_> {
-    pub(super) fn create_org(&self, org: &OrgId, owner: &UserId) -> Tried<bool> {
+    pub(super) fn create_org(&self, org: &OrgId, owner: &UserId, by: &Actor) -> Tried<bool> {
         let made = self.conn.prepare_cached(ORG_NEW)?.execute(params![org.as_str(), owner.as_str(), self.now.0])?;
+        if made == 1 {
+            self.note(Some(org), &[Act::org_create(owner)], by)?;
+        }
         Ok(made == 1)
     }
 
-    pub(super) fn create_key(&self, hash: &[u8; 32], key: &KeyRecord) -> Tried<bool> {
+    pub(super) fn create_key(&self, hash: &[u8; 32], key: &KeyRecord, by: &Actor) -> Tried<bool> {
         if !self.conn.prepare_cached(ORG_KNOWN)?.exists(params![key.org.as_str()])? {
             return Ok(false);
         }
@@ -91,11 +97,18 @@ impl Tx<'_> {
             key.created_at.0,
             key.expires_at.map(|at| at.0)
         ])?;
+        let act = Act::key_create(&key.id, &key.user, key.scopes, key.expires_at);
+        self.note(Some(&key.org), &[act], by)?;
         Ok(true)
     }
 
-    pub(super) fn revoke_key(&self, org: &OrgId, id: &str) -> Tried<bool> {
-        Ok(self.conn.prepare_cached(KEY_REVOKE)?.execute(params![org.as_str(), id, self.now.0])? == 1)
+    pub(super) fn revoke_key(&self, org: &OrgId, id: &str, by: &Actor) -> Tried<bool> {
+        if self.conn.prepare_cached(KEY_REVOKE)?.execute(params![org.as_str(), id, self.now.0])? == 1 {
+            self.note(Some(org), &[Act::key_revoke(id)], by)?;
+            return Ok(true);
+        }
+        // Revoked before: once, so it stays.
+        Ok(self.conn.prepare_cached(KEY_KNOWN)?.exists(params![org.as_str(), id])?)
     }
 
     pub(super) fn touch_keys(&self, used: &[(OrgId, String)]) -> Tried<()> {

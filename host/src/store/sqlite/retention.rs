@@ -24,6 +24,8 @@ DELETE FROM snapshots WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = 
     RETAIN_LOGGED = "-- retain_logged
 SELECT DISTINCT e.turn_id FROM turn_events e WHERE e.org_id = ?1 AND e.turn_id < ?2
    AND NOT EXISTS (SELECT 1 FROM turn_markers m WHERE m.org_id = ?1 AND m.turn_id = e.turn_id) ORDER BY e.turn_id LIMIT ?3";
+    RETAIN_AUDIT = "-- retain_audit
+DELETE FROM audit WHERE org_id = ?1 AND (at, audit_id) IN (SELECT a.at, a.audit_id FROM audit a WHERE a.org_id = ?1 AND a.at < ?2 ORDER BY a.at LIMIT ?3)";
 }
 
 impl Tx<'_> {
@@ -55,6 +57,9 @@ impl Tx<'_> {
                 self.conn.prepare_cached(RETAIN_LOG)?.execute(params![org, turn])?;
                 rows += 1;
             }
+        }
+        if let Some(since) = keep.audit_since {
+            rows += self.conn.prepare_cached(RETAIN_AUDIT)?.execute(params![org, since.0, limit])?;
         }
         Ok(Retained { org: Some(super::claim::parsed(&org)?), rows })
     }

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::ids::ReplicaId;
-use crate::store::conformance::{World, agent, conversation, org, replied};
+use crate::store::conformance::{World, agent, by, conversation, org, replied};
 use crate::store::{AcceptResult, CommitResult, Store, Write, Written};
 use crate::turn::TurnState;
 
@@ -320,10 +320,10 @@ async fn keys_are_made_beside_a_running_host_and_turns_are_not() {
     let host = SqliteStore::open(options(&dir)).await.unwrap();
     let beside = SqliteStore::open_admin(options(&dir)).await.unwrap();
     let owner = crate::store::conformance::user("root");
-    assert!(beside.create_org(&org("acme"), &owner, Timestamp(1)).await.unwrap());
+    assert!(beside.create_org(&org("acme"), &owner, Timestamp(1), &by()).await.unwrap());
     assert_eq!(host.orgs().await.unwrap().len(), 1, "the host sees it at once");
     assert!(matches!(beside.write(vec![], Timestamp(1)).await, Err(StoreError::InUse(_))));
-    let deleted = beside.delete_conversation(&org("acme"), &agent(), &conversation("c"), Timestamp(1)).await;
+    let deleted = beside.delete_conversation(&org("acme"), &agent(), &conversation("c"), Timestamp(1), &by()).await;
     assert!(matches!(deleted, Err(StoreError::InUse(_))));
     beside.close().await;
     host.close().await;
@@ -388,9 +388,32 @@ async fn a_newer_schema_is_refused() {
     let conn = rusqlite::Connection::open(dir.path().join("data").join(DATABASE)).unwrap();
     conn.execute("INSERT INTO _sqlx_migrations VALUES (99, 'later', 0, 1, x'00', 0)", []).unwrap();
     drop(conn);
-    let Err(StoreError::NewerSchema { found: 99, known: 2 }) = SqliteStore::open(options(&dir)).await else {
+    let Err(StoreError::NewerSchema { found: 99, known: 3 }) = SqliteStore::open(options(&dir)).await else {
         panic!("opened a newer schema")
     };
+}
+
+#[tokio::test]
+async fn what_was_done_is_not_rewritten() {
+    let world = world().await;
+    let now = crate::clock::Clock::system().now();
+    let act = crate::audit::Act::new(crate::audit::Verb::OrgExport, "org", serde_json::json!({}));
+    for org in [Some(&org("acme")), None] {
+        world.store.record_act(org, &act, now, &by()).await.unwrap();
+    }
+    let home = home(&world);
+    let run = |sql: &str| home.store.writer.lock().as_mut().unwrap().conn.execute(sql, []);
+    for sql in [
+        "UPDATE audit SET actor = 'eve'",
+        "DELETE FROM audit WHERE verb = 'org.export' AND org_id = 'acme'",
+        "DELETE FROM audit WHERE verb = 'org.export' AND org_id = ''",
+        "INSERT INTO audit SELECT org_id, at + 1, audit_id, actor, credential, request_id, verb, resource, printf('%2000s', '') FROM audit",
+    ] {
+        assert!(run(sql).is_err(), "{sql}");
+    }
+    assert!(run("DELETE FROM audit WHERE verb = 'org.create'").unwrap() > 0, "what is older than thirty days may go");
+    run("UPDATE orgs SET deleting_at = 1 WHERE org_id = 'acme'").unwrap();
+    assert_eq!(run("DELETE FROM audit WHERE verb = 'org.export' AND org_id = 'acme'").unwrap(), 1, "with its org");
 }
 
 #[tokio::test]
@@ -399,6 +422,7 @@ async fn no_statement_scans_a_table() {
     let conn = home(&world).look();
     let all = [
         accept::STATEMENTS,
+        audit::STATEMENTS,
         catalog::STATEMENTS,
         claim::STATEMENTS,
         commit::STATEMENTS,
@@ -445,6 +469,10 @@ async fn no_statement_scans_a_table() {
             "CLAIM_NEXT",
             "CONVERSATIONS",
             "CONVERSATIONS_OF",
+            "AUDIT",
+            "AUDIT_BY_ACTOR",
+            "AUDIT_BY_VERB",
+            "AUDIT_BY_RESOURCE",
         ];
         assert!(!ordered.contains(name) || !plan.iter().any(|step| step.contains("TEMP B-TREE")), "{name}: {plan:#?}");
     }
