@@ -11,6 +11,7 @@ use crate::agent::{Agent, AgentSettings};
 use crate::caller::Scopes;
 use crate::clock::Timestamp;
 use crate::ids::{AgentId, ConversationId, UserId, WorkerName};
+use crate::store::DefaultAgent;
 
 /// Bytes of a name that is kept. An id is shorter; a token's subject may not be.
 const NAME_BYTES_MAX: usize = 256;
@@ -177,6 +178,11 @@ impl Act {
     /// An org was made.
     pub fn org_create(owner: &UserId) -> Act {
         Act::new(Verb::OrgCreate, "org", json!({"owner": owner}))
+    }
+
+    /// An org that was there got what it lacked.
+    pub fn org_repair(owner: Option<&UserId>, default: &DefaultAgent) -> Act {
+        Act::new(Verb::OrgRepair, "org", json!({"owner": owner, "default": default.provided()}))
     }
 
     /// Something was done to a conversation.

@@ -236,6 +236,15 @@ pub trait Store: Send + Sync + 'static {
     // -- orgs and keys
     /// Makes an org, or fills in what an older one lacks; `true` when it is new.
     async fn create_org(&self, org: &OrgId, owner: &UserId, now: Timestamp, by: &Actor) -> Result<bool>;
+    /// Makes an org with its owner and its default agent, or fills in what an older one lacks. What is there stays as it is.
+    async fn provision_org(
+        &self,
+        org: &OrgId,
+        owner: &UserId,
+        starter: &Starter,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<Provisioned>;
     /// Orgs by id.
     async fn orgs(&self) -> Result<Vec<OrgRecord>>;
     /// Stores a key by the SHA-256 of its secret. `false`: there is no such org.

@@ -20,8 +20,8 @@ use turnhouse::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, 
 use turnhouse::lease::Lease;
 use turnhouse::store::{
     ConversationRecord, Deleted, Direction, Ended, EventPage, Finding, Hint, KeyRecord, LiveCounts, OrgRecord, Page,
-    Progress, PutAgent, PutWorker, Result, Retained, Retention, Store, StoreError, StoreStatus, SweepFindings,
-    TurnRecord, WorkerVersion, Write, Written,
+    Progress, Provisioned, PutAgent, PutWorker, Result, Retained, Retention, Starter, Store, StoreError, StoreStatus,
+    SweepFindings, TurnRecord, WorkerVersion, Write, Written,
 };
 use uuid::Uuid;
 
@@ -366,6 +366,17 @@ impl Store for Faulty {
 
     async fn create_org(&self, org: &OrgId, owner: &UserId, now: Timestamp, by: &Actor) -> Result<bool> {
         self.through(Call::Read, self.store.create_org(org, owner, self.now(now), by)).await
+    }
+
+    async fn provision_org(
+        &self,
+        org: &OrgId,
+        owner: &UserId,
+        starter: &Starter,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<Provisioned> {
+        self.through(Call::Read, self.store.provision_org(org, owner, starter, self.now(now), by)).await
     }
 
     async fn orgs(&self) -> Result<Vec<OrgRecord>> {

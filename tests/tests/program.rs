@@ -313,7 +313,10 @@ fn orgs_and_keys_are_made_on_the_database_beside_a_running_host() {
     let data_dir = dir.path().join("data");
     let on = |arguments: &[&str]| run(&[arguments, &["--data-dir", text(&data_dir)]].concat());
     assert_eq!(on(&["orgs", "create", "acme", "--json"]).json()["created"], true);
-    assert_eq!(on(&["orgs", "create", "acme", "--json"]).json()["created"], false);
+    let again = on(&["orgs", "create", "acme", "--owner", "eve", "--json"]).json();
+    assert_eq!((&again["created"], &again["owner_set"]), (&json!(false), &json!(false)));
+    assert_eq!((&again["default_agent"], &again["default_agent_created"]), (&json!("default"), &json!(null)));
+    assert_eq!(on(&["orgs", "list", "--json"]).json()["items"][0]["owner"], "owner", "it stays whose it is");
     failed(&on(&["keys", "create", "--org", "nobody", "--user", "ann"]), 1, &["nobody", "orgs create"]);
     let mut host = Program::serve(&data_dir, "127.0.0.1:0", &[]);
     let url = host.ready().expect("it is ready")["url"].as_str().expect("a url").to_owned();

@@ -5,6 +5,7 @@ use serde_json::json;
 use turnhouse::audit::Actor;
 use turnhouse::clock::Clock;
 use turnhouse::ids::{OrgId, UserId};
+use turnhouse::store::{DefaultAgent, Provisioned};
 
 use super::output::Output;
 use super::{Result, database, starter};
@@ -51,26 +52,10 @@ pub async fn run(args: Args, output: Output) -> Result {
         Action::Create { org, owner, database } => {
             let store = database.open().await?;
             let now = Clock::system().now();
-            let done = async {
-                let created = store.create_org(&org, &owner, now, &Actor::command_line()).await?;
-                Ok((created, starter::provide_default_agent(&*store, &org, now).await?))
-            };
-            let done = done.await.map_err(database::failed);
+            let starter = starter::starter(&database.load()?.limits);
+            let done = store.provision_org(&org, &owner, &starter, now, &Actor::command_line()).await;
             store.close().await;
-            let (created, agent) = done?;
-            if output.json {
-                output.json(&json!({"id": org, "created": created, "default_agent_created": agent}));
-            } else if created {
-                output.say(&format!("made org {org}, owned by {owner}"));
-                if let Some(agent) = agent {
-                    output.say(&format!(
-                        "its default agent is {agent}, which repeats what it is told until you deploy something better"
-                    ));
-                }
-                output.say(&format!("a key for it: turnhouse keys create --org {org} --user {owner} --scopes admin"));
-            } else {
-                output.say(&format!("org {org} exists; what it lacked is filled in"));
-            }
+            provisioned(&org, &owner, &done.map_err(database::failed)?, output);
         }
         Action::List { database } => {
             let store = database.open().await?;
@@ -84,4 +69,42 @@ pub async fn run(args: Args, output: Output) -> Result {
         }
     }
     Ok(())
+}
+
+/// Tells what an org was given.
+fn provisioned(org: &OrgId, owner: &UserId, done: &Provisioned, output: Output) {
+    if output.json {
+        let (agent, made) = match &done.default {
+            DefaultAgent::Kept(agent) | DefaultAgent::Flagged(agent) => (Some(agent), None),
+            DefaultAgent::Made(agent) => (Some(agent), Some(agent)),
+            DefaultAgent::LeftOut | DefaultAgent::NoRoom => (None, None),
+        };
+        output.json(&json!({"id": org, "created": done.created, "owner_set": done.owner_set, "default_agent": agent,
+            "default_agent_created": made}));
+        return;
+    }
+    if done.created {
+        output.say(&format!("made org {org}, owned by {owner}"));
+    } else {
+        output.say(&format!("org {org} exists; what it has stays"));
+    }
+    if done.owner_set {
+        output.say(&format!("it had no owner and is owned by {owner} now"));
+    }
+    match &done.default {
+        DefaultAgent::Made(agent) => output.say(&format!(
+            "its default agent is {agent}, which repeats what it is told until you deploy something better"
+        )),
+        DefaultAgent::Flagged(agent) => output.say(&format!("its agent {agent} is its default from now on")),
+        DefaultAgent::Kept(agent) => output.say(&format!("its default agent is {agent}")),
+        DefaultAgent::LeftOut => {
+            output.say("it has no default agent, as its admin left it; any agent put with `default` true is one")
+        }
+        DefaultAgent::NoRoom => output.say(
+            "it has no default agent, and no room for one: limits.org_agents_max or limits.org_workers_max is reached",
+        ),
+    }
+    if done.created {
+        output.say(&format!("a key for it: turnhouse keys create --org {org} --user {owner} --scopes admin"));
+    }
 }

@@ -19,6 +19,7 @@ use crate::turn::{CancelledBy, Failure, Outcome, TurnState, Usage};
 pub(super) mod audit;
 pub(super) mod catalog;
 pub(super) mod model;
+pub(super) mod orgs;
 pub(super) mod queue;
 pub(super) mod snapshots;
 pub(super) mod tenants;
@@ -67,6 +68,10 @@ macro_rules! rules {
             audit: [
                 each_change_is_written_down_with_who_made_it, o1_an_orgs_audit_is_its_own_and_the_hosts_is_nobodys,
                 the_audit_is_read_newest_first_by_each_filter, old_entries_of_the_audit_go_and_young_ones_stay,
+            ]
+            orgs: [
+                provisioning_makes_an_org_whole_once, provisioning_leaves_what_an_admin_curated, provisioning_names_no_worker_of_somebodys_own,
+                a_full_org_is_told_that_it_has_no_room, o1_the_default_is_the_orgs_own,
             ]
             torture: [r1_torture_leaves_no_trace,]
             model: [every_answer_is_one_that_the_protocol_allows,]

@@ -26,6 +26,7 @@ mod facade;
 mod hints;
 mod keys;
 mod open;
+mod orgs;
 mod reads;
 mod retention;
 mod standing;

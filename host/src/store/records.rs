@@ -428,6 +428,75 @@ pub struct OrgRecord {
     pub created_at: Timestamp,
 }
 
+/// What a default agent is made from, for an org that has none.
+#[derive(Debug, Clone)]
+pub struct Starter {
+    /// The agent. One of this name that is there already is taken for it.
+    pub agent: AgentId,
+    /// The worker that it runs.
+    pub worker: WorkerName,
+    /// SHA-256 of `wasm`.
+    pub digest: [u8; 32],
+    /// The worker's module.
+    pub wasm: Bytes,
+    /// What that imports.
+    pub imports: Vec<String>,
+    /// Workers of an org at most.
+    pub workers_max: usize,
+    /// Versions of a worker at most.
+    pub versions_kept: usize,
+    /// Agents of an org at most.
+    pub agents_max: usize,
+}
+
+impl Starter {
+    /// Names for its worker, should one be taken by somebody's own.
+    pub(super) fn worker_names(&self) -> impl Iterator<Item = WorkerName> {
+        let numbered = (2..10).filter_map(|n| WorkerName::parse(&format!("{}-{n}", self.worker)).ok());
+        std::iter::once(self.worker.clone()).chain(numbered)
+    }
+}
+
+/// What became of [`Store::provision_org`](super::Store::provision_org).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Provisioned {
+    /// The org is new.
+    pub created: bool,
+    /// It had no owner.
+    pub owner_set: bool,
+    /// Its default agent.
+    pub default: DefaultAgent,
+}
+
+/// Which agent answers whoever names none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DefaultAgent {
+    /// The one that there was.
+    Kept(AgentId),
+    /// One of the starter's name, which was not marked.
+    Flagged(AgentId),
+    /// A new one.
+    Made(AgentId),
+    /// None: the org was given one before, and its admin has taken it away.
+    LeftOut,
+    /// None: the org has as many agents or workers as it may.
+    NoRoom,
+}
+
+impl DefaultAgent {
+    /// The agent that was marked or made.
+    pub fn provided(&self) -> Option<&AgentId> {
+        match self {
+            DefaultAgent::Flagged(agent) | DefaultAgent::Made(agent) => Some(agent),
+            DefaultAgent::Kept(_) | DefaultAgent::LeftOut | DefaultAgent::NoRoom => None,
+        }
+    }
+
+    pub(super) fn is_repair(&self) -> bool {
+        self.provided().is_some()
+    }
+}
+
 /// What a sweep found to be done. It only names; [`Write::Commit`] decides.
 #[derive(Debug, Default)]
 pub struct SweepFindings {

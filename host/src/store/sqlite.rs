@@ -28,6 +28,7 @@ mod conversations;
 mod counts;
 mod facade;
 mod keys;
+mod orgs;
 mod reads;
 mod retention;
 mod running;

@@ -157,14 +157,34 @@ impl PostgresStore {
         now: Timestamp,
         by: &Actor,
     ) -> Result<PutWorker> {
-        let (org, name) = (org.as_str(), worker.as_str());
         let mut tx = self.begin(BEGIN_LARGE).await?;
-        self.query(ORG_LOCK).bind(org).execute(&mut *tx).await?;
+        self.query(ORG_LOCK).bind(org.as_str()).execute(&mut *tx).await?;
+        let put = self.put_worker_in(&mut tx, org, worker, upload, workers_max, versions_kept, now, by).await?;
+        if matches!(put, PutWorker::Created(_)) {
+            tx.commit().await?;
+        }
+        Ok(put)
+    }
+
+    /// The same in a transaction that holds the org's row. What is `Full` must not be committed.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) async fn put_worker_in(
+        &self,
+        tx: &mut PgConnection,
+        org: &OrgId,
+        worker: &WorkerName,
+        upload: &Upload,
+        workers_max: usize,
+        versions_kept: usize,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<PutWorker> {
+        let (org, name) = (org.as_str(), worker.as_str());
         let same = self.query(WORKER_SAME).bind(org).bind(name).bind(&upload.digest[..]);
         if let Some(row) = same.fetch_optional(&mut *tx).await? {
             return Ok(PutWorker::Existing(worker_version(&row)?));
         }
-        let (versions, newest) = self.versions(&mut tx, org, name).await?;
+        let (versions, newest) = self.versions(tx, org, name).await?;
         if versions == 0 {
             let row = self.query(WORKERS_COUNT).bind(org).fetch_one(&mut *tx).await?;
             let workers = row.try_get::<i64, _>(0)?;
@@ -203,8 +223,7 @@ impl PostgresStore {
             self.query(MODULE_DELETE).bind(org).bind(vec![digest]).execute(&mut *tx).await?;
         }
         let act = Act::worker_upload(worker, created.version, &upload.digest, wasm.len());
-        self.note(&mut tx, Some(org), &[act], by, now).await?;
-        tx.commit().await?;
+        self.note(tx, Some(org), &[act], by, now).await?;
         Ok(PutWorker::Created(created))
     }
 
@@ -247,6 +266,27 @@ impl PostgresStore {
         &self,
         org: &OrgId,
         agent: &AgentId,
+        settings: AgentSettings,
+        agents_max: usize,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<PutAgent> {
+        let mut tx = self.begin(BEGIN).await?;
+        self.query(ORG_LOCK).bind(org.as_str()).execute(&mut *tx).await?;
+        let put = self.put_agent_in(&mut tx, org, agent, settings, agents_max, now, by).await?;
+        if matches!(put, PutAgent::Stored { .. }) {
+            tx.commit().await?;
+        }
+        Ok(put)
+    }
+
+    /// The same in a transaction that holds the org's row.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) async fn put_agent_in(
+        &self,
+        tx: &mut PgConnection,
+        org: &OrgId,
+        agent: &AgentId,
         mut settings: AgentSettings,
         agents_max: usize,
         now: Timestamp,
@@ -255,27 +295,21 @@ impl PostgresStore {
         if settings.session_mode == SessionMode::File {
             return Ok(PutAgent::NoFileMode);
         }
-        let org = org.as_str();
+        let (id, org) = (agent, org.as_str());
         let worker = settings.worker.clone();
-        let mut tx = self.begin(BEGIN).await?;
-        self.query(ORG_LOCK).bind(org).execute(&mut *tx).await?;
         let version = match settings.version {
             Some(version) => {
                 let asked = self.query(VERSION_KNOWN).bind(org).bind(worker.as_str()).bind(number(version));
                 asked.fetch_optional(&mut *tx).await?.map(|_| number(version))
             }
-            None => Some(self.versions(&mut tx, org, worker.as_str()).await?.1).filter(|newest| *newest > 0),
+            None => Some(self.versions(&mut *tx, org, worker.as_str()).await?.1).filter(|newest| *newest > 0),
         };
         let Some(version) = version else { return Ok(PutAgent::NoSuchWorker) };
         settings.version = Some(version.unsigned_abs());
-        let known = self.query(AGENT).bind(org).bind(agent.as_str()).fetch_optional(&mut *tx).await?;
-        let known = known.as_ref().map(agent_record).transpose()?;
-        let default_before = self.default_agent_id(&mut tx, org).await?;
-        if known.is_none() {
-            let row = self.query(AGENTS_COUNT).bind(org).fetch_one(&mut *tx).await?;
-            if !is_below(row.try_get(0)?, agents_max) {
-                return Ok(PutAgent::Full);
-            }
+        let known = self.known_agent(tx, org, id).await?;
+        let default_before = self.default_agent_id(tx, org).await?;
+        if known.is_none() && !self.has_room_for_agent(tx, org, agents_max).await? {
+            return Ok(PutAgent::Full);
         }
         if settings.default {
             let asked = self.query(AGENT_YIELD).bind(org).bind(agent.as_str()).bind(self.clock.of(now));
@@ -293,13 +327,24 @@ impl PostgresStore {
             .bind(self.clock.of(now));
         let agent = agent_record(&asked.fetch_one(&mut *tx).await?)?;
         let acts = Act::agent_put(known.as_ref(), &agent, default_before.as_ref());
-        self.note(&mut tx, Some(org), &acts, by, now).await?;
-        tx.commit().await?;
+        self.note(tx, Some(org), &acts, by, now).await?;
         Ok(PutAgent::Stored { agent, created: known.is_none() })
     }
 
+    /// Whether an org may have one agent more.
+    pub(super) async fn has_room_for_agent(&self, tx: &mut PgConnection, org: &str, agents_max: usize) -> Result<bool> {
+        let row = self.query(AGENTS_COUNT).bind(org.to_owned()).fetch_one(tx).await?;
+        Ok(is_below(row.try_get(0)?, agents_max))
+    }
+
+    /// An agent as this transaction finds it.
+    pub(super) async fn known_agent(&self, tx: &mut PgConnection, org: &str, agent: &AgentId) -> Result<Option<Agent>> {
+        let row = self.query(AGENT).bind(org.to_owned()).bind(agent.to_string()).fetch_optional(tx).await?;
+        row.as_ref().map(agent_record).transpose()
+    }
+
     /// Which agent the org's default is now.
-    async fn default_agent_id(&self, tx: &mut PgConnection, org: &str) -> Result<Option<AgentId>> {
+    pub(super) async fn default_agent_id(&self, tx: &mut PgConnection, org: &str) -> Result<Option<AgentId>> {
         let row = self.query(AGENT_DEFAULT).bind(org.to_owned()).fetch_optional(tx).await?;
         row.map(|row| id(&row, 0)).transpose()
     }

@@ -15,8 +15,8 @@ use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, Work
 use crate::lease::Lease;
 use crate::store::{
     ConversationRecord, Deleted, Direction, Ended, EventPage, Finding, Hint, KeyRecord, LiveCounts, OrgRecord, Page,
-    Progress, PutAgent, PutWorker, Result, Retained, Retention, Store, StoreStatus, SweepFindings, TurnRecord,
-    WorkerVersion, Write, Written,
+    Progress, Provisioned, PutAgent, PutWorker, Result, Retained, Retention, Starter, Store, StoreStatus,
+    SweepFindings, TurnRecord, WorkerVersion, Write, Written,
 };
 
 statements! {
@@ -259,6 +259,17 @@ impl Store for PostgresStore {
 
     async fn create_org(&self, org: &OrgId, owner: &UserId, now: Timestamp, by: &Actor) -> Result<bool> {
         self.write_org(org, owner, now, by).await
+    }
+
+    async fn provision_org(
+        &self,
+        org: &OrgId,
+        owner: &UserId,
+        starter: &Starter,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<Provisioned> {
+        self.write_provision(org, owner, starter, now, by).await
     }
 
     async fn orgs(&self) -> Result<Vec<OrgRecord>> {

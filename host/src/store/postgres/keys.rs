@@ -1,7 +1,7 @@
 //! Orgs and API keys.
 
-use sqlx::Row;
 use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
 
 use super::reads::id;
 use super::{BEGIN, PostgresStore};
@@ -49,12 +49,24 @@ UPDATE api_keys k SET last_used_at = used.minute FROM used WHERE k.org_id = used
 impl PostgresStore {
     pub(super) async fn write_org(&self, org: &OrgId, owner: &UserId, now: Timestamp, by: &Actor) -> Result<bool> {
         let mut tx = self.begin(BEGIN).await?;
+        let made = self.put_org(&mut tx, org, owner, now, by).await?;
+        tx.commit().await?;
+        Ok(made)
+    }
+
+    pub(super) async fn put_org(
+        &self,
+        tx: &mut PgConnection,
+        org: &OrgId,
+        owner: &UserId,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<bool> {
         let asked = self.query(ORG_NEW).bind(org.as_str()).bind(owner.as_str()).bind(self.clock.of(now));
         let made = asked.fetch_one(&mut *tx).await?.try_get(0)?;
         if made {
-            self.note(&mut tx, Some(org.as_str()), &[Act::org_create(owner)], by, now).await?;
+            self.note(tx, Some(org.as_str()), &[Act::org_create(owner)], by, now).await?;
         }
-        tx.commit().await?;
         Ok(made)
     }
 

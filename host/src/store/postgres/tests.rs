@@ -709,6 +709,27 @@ async fn keys_that_two_hosts_touch_at_once_lock_nobody_out() {
 }
 
 #[tokio::test]
+async fn an_org_without_an_owner_gets_one() {
+    let world = world().await;
+    home(&world).damage("UPDATE orgs SET owner_user = '' WHERE org_id = 'acme'").await;
+    let starter = crate::store::Starter {
+        agent: "default".parse().unwrap(),
+        worker: "starter".parse().unwrap(),
+        digest: [9; 32],
+        wasm: bytes::Bytes::from_static(b"starter"),
+        imports: vec![],
+        workers_max: 3,
+        versions_kept: 2,
+        agents_max: 3,
+    };
+    let eve = crate::store::conformance::user("eve");
+    let mended = world.store.provision_org(&org("acme"), &eve, &starter, world.now(), &by()).await.unwrap();
+    assert!(mended.owner_set && !mended.created);
+    let owners: Vec<_> = world.store.orgs().await.unwrap().into_iter().map(|org| org.owner.to_string()).collect();
+    assert_eq!(owners, ["eve", "root"], "and nobody else's is touched");
+}
+
+#[tokio::test]
 async fn what_was_done_is_not_rewritten() {
     let world = world().await;
     let now = crate::clock::Clock::system().now();
@@ -743,6 +764,7 @@ async fn every_statement_says_its_name() {
         conversations::STATEMENTS,
         facade::STATEMENTS,
         keys::STATEMENTS,
+        orgs::STATEMENTS,
         reads::STATEMENTS,
         standing::STATEMENTS,
         sweep::STATEMENTS,

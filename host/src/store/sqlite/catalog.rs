@@ -298,12 +298,8 @@ impl Tx<'_> {
         settings.version = Some(version);
         let known = self.known_agent(org, agent)?;
         let default_before = self.default_agent_id(org)?;
-        if known.is_none() {
-            let agents: u32 =
-                self.conn.prepare_cached(AGENTS_COUNT)?.query_row(params![org.as_str()], |row| row.get(0))?;
-            if agents as usize >= agents_max {
-                return Ok(PutAgent::Full);
-            }
+        if known.is_none() && self.agents(org)? >= agents_max {
+            return Ok(PutAgent::Full);
         }
         if settings.default {
             self.conn.prepare_cached(AGENT_YIELD)?.execute(params![org.as_str(), agent.as_str(), self.now.0])?;
@@ -325,8 +321,14 @@ impl Tx<'_> {
         Ok(PutAgent::Stored { agent: stored, created: known.is_none() })
     }
 
+    /// How many agents an org has.
+    pub(super) fn agents(&self, org: &OrgId) -> Tried<usize> {
+        let count: u32 = self.conn.prepare_cached(AGENTS_COUNT)?.query_row(params![org.as_str()], |row| row.get(0))?;
+        Ok(count as usize)
+    }
+
     /// An agent as this transaction finds it.
-    fn known_agent(&self, org: &OrgId, agent: &AgentId) -> Tried<Option<Agent>> {
+    pub(super) fn known_agent(&self, org: &OrgId, agent: &AgentId) -> Tried<Option<Agent>> {
         let corrupt = |error: &dyn std::fmt::Display| Fault::Corrupt(error.to_string());
         let mut statement = self.conn.prepare_cached(AGENT)?;
         let mut rows = statement.query(params![org.as_str(), agent.as_str()])?;
@@ -348,7 +350,7 @@ impl Tx<'_> {
     }
 
     /// Which agent the org's default is now.
-    fn default_agent_id(&self, org: &OrgId) -> Tried<Option<AgentId>> {
+    pub(super) fn default_agent_id(&self, org: &OrgId) -> Tried<Option<AgentId>> {
         let found: Option<String> =
             self.conn.prepare_cached(AGENT_DEFAULT)?.query_row(params![org.as_str()], |row| row.get(0)).optional()?;
         found.map(|id| id.parse().map_err(|error: crate::ids::InvalidId| Fault::Corrupt(error.to_string()))).transpose()

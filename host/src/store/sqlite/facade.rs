@@ -18,8 +18,8 @@ use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, Work
 use crate::lease::Lease;
 use crate::store::{
     ConversationRecord, Deleted, Direction, Ended, EventPage, Finding, KeyRecord, LiveCounts, OrgRecord, Page,
-    Progress, PutAgent, PutWorker, Result, Retained, Retention, Store, StoreStatus, SweepFindings, TurnRecord,
-    WorkerVersion, Write, Written,
+    Progress, Provisioned, PutAgent, PutWorker, Result, Retained, Retention, Starter, Store, StoreStatus,
+    SweepFindings, TurnRecord, WorkerVersion, Write, Written,
 };
 
 statements! {
@@ -288,6 +288,18 @@ impl Store for SqliteStore {
     async fn create_org(&self, org: &OrgId, owner: &UserId, now: Timestamp, by: &Actor) -> Result<bool> {
         let (org, owner, by) = (org.clone(), owner.clone(), by.clone());
         self.write_with(now, move |tx| tx.create_org(&org, &owner, &by)).await
+    }
+
+    async fn provision_org(
+        &self,
+        org: &OrgId,
+        owner: &UserId,
+        starter: &Starter,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<Provisioned> {
+        let (org, owner, starter, by) = (org.clone(), owner.clone(), starter.clone(), by.clone());
+        self.write_with(now, move |tx| tx.provision_org(&org, &owner, &starter, &by)).await
     }
 
     async fn orgs(&self) -> Result<Vec<OrgRecord>> {

@@ -388,9 +388,30 @@ async fn a_newer_schema_is_refused() {
     let conn = rusqlite::Connection::open(dir.path().join("data").join(DATABASE)).unwrap();
     conn.execute("INSERT INTO _sqlx_migrations VALUES (99, 'later', 0, 1, x'00', 0)", []).unwrap();
     drop(conn);
-    let Err(StoreError::NewerSchema { found: 99, known: 3 }) = SqliteStore::open(options(&dir)).await else {
+    let Err(StoreError::NewerSchema { found: 99, known: 4 }) = SqliteStore::open(options(&dir)).await else {
         panic!("opened a newer schema")
     };
+}
+
+#[tokio::test]
+async fn an_org_without_an_owner_gets_one() {
+    let world = world().await;
+    home(&world).damage("UPDATE orgs SET owner_user = '' WHERE org_id = 'acme'");
+    let starter = crate::store::Starter {
+        agent: "default".parse().unwrap(),
+        worker: "starter".parse().unwrap(),
+        digest: [9; 32],
+        wasm: bytes::Bytes::from_static(b"starter"),
+        imports: vec![],
+        workers_max: 3,
+        versions_kept: 2,
+        agents_max: 3,
+    };
+    let eve = crate::store::conformance::user("eve");
+    let mended = world.store.provision_org(&org("acme"), &eve, &starter, world.now(), &by()).await.unwrap();
+    assert!(mended.owner_set && !mended.created);
+    let owners: Vec<_> = world.store.orgs().await.unwrap().into_iter().map(|org| org.owner.to_string()).collect();
+    assert_eq!(owners, ["eve", "root"], "and nobody else's is touched");
 }
 
 #[tokio::test]
@@ -429,6 +450,7 @@ async fn no_statement_scans_a_table() {
         conversations::STATEMENTS,
         facade::STATEMENTS,
         keys::STATEMENTS,
+        orgs::STATEMENTS,
         reads::STATEMENTS,
         running::STATEMENTS,
         standing::STATEMENTS,
