@@ -104,7 +104,7 @@ enum Command {
     Agents(agents::Args),
     /// List, show and delete workers
     Workers(workers::Args),
-    /// List, show and delete conversations
+    /// List, show, name and delete conversations
     Conversations(conversations::Args),
     /// List, show, cancel and follow turns
     Turns(turns::Args),

@@ -16,6 +16,8 @@ pub mod caller;
 
 pub mod agent;
 
+pub mod notes;
+
 pub mod audit;
 
 pub mod host;

@@ -15,6 +15,7 @@ use crate::clock::Timestamp;
 use crate::event::EventId;
 use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, WorkerName};
 use crate::lease::Lease;
+use crate::notes::NotesChange;
 
 /// Declares statements and lists them, so that one test per database can look at every plan.
 macro_rules! statements {
@@ -167,6 +168,14 @@ pub trait Store: Send + Sync + 'static {
         after: Option<&ConversationId>,
         limit: usize,
     ) -> Result<Page<ConversationRecord>>;
+    /// Writes a title or metadata on it; `false`: it is not there.
+    async fn write_notes(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        change: &NotesChange,
+    ) -> Result<bool>;
     /// Ends its live turns (`by: deleted`), deletes its turns, events and snapshots. Whoever makes it again starts from nothing (S8).
     async fn delete_conversation(
         &self,

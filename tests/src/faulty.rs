@@ -18,6 +18,7 @@ use turnhouse::clock::{Clock, Timestamp};
 use turnhouse::event::EventId;
 use turnhouse::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, WorkerName};
 use turnhouse::lease::Lease;
+use turnhouse::notes::NotesChange;
 use turnhouse::store::{
     ConversationRecord, Deleted, Direction, Ended, EventPage, Finding, Hint, KeyRecord, LiveCounts, OrgRecord, Page,
     Progress, Provisioned, PutAgent, PutWorker, Result, Retained, Retention, Starter, Store, StoreError, StoreStatus,
@@ -261,6 +262,16 @@ impl Store for Faulty {
         limit: usize,
     ) -> Result<Page<ConversationRecord>> {
         self.through(Call::Read, self.store.conversations(org, agent, user, after, limit)).await
+    }
+
+    async fn write_notes(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        change: &NotesChange,
+    ) -> Result<bool> {
+        self.through(Call::Read, self.store.write_notes(org, agent, conversation, change)).await
     }
 
     async fn delete_conversation(

@@ -1,13 +1,15 @@
 //! `turnhouse conversations`: list, show and delete conversations, read their messages, start their state anew.
 
+use std::collections::BTreeMap;
+
 use clap::Subcommand;
 use reqwest::Method;
 use serde_json::Value;
 
-use super::Result;
 use super::client::{Client, PageArgs, Server};
 use super::output::{Output, line, note, printable};
 use super::transcript::content_text;
+use super::{CliError, Result};
 use turnhouse::ids::{AgentId, ConversationId};
 
 const EXAMPLES: &str = "\
@@ -15,7 +17,7 @@ Examples:
   turnhouse conversations list notes
   turnhouse conversations messages notes c-42";
 
-/// List, show and delete conversations
+/// List, show, name and delete conversations
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -46,6 +48,20 @@ enum Action {
         #[command(flatten)]
         page: PageArgs,
     },
+    /// Name a conversation, or write metadata on it
+    #[command(
+        after_help = "Example:\n  turnhouse conversations set notes c-42 --title Invoices --metadata ticket=4711"
+    )]
+    Set {
+        #[command(flatten)]
+        one: One,
+        /// What people call it; an empty one takes the title away
+        #[arg(long)]
+        title: Option<String>,
+        /// All of its metadata, NAME=VALUE each; a single empty one takes it away
+        #[arg(long, value_name = "NAME=VALUE", value_parser = entry)]
+        metadata: Vec<Option<(String, String)>>,
+    },
     /// Start from an empty state again; what was said stays
     #[command(after_help = "Example:\n  turnhouse conversations reset notes c-42")]
     Reset(One),
@@ -70,7 +86,17 @@ impl One {
     }
 }
 
-const COLUMNS: &[(&str, &str)] = &[("CONVERSATION", "/id"), ("USER", "/user_id"), ("CREATED", "/created_at")];
+const COLUMNS: &[(&str, &str)] =
+    &[("CONVERSATION", "/id"), ("TITLE", "/title"), ("USER", "/user_id"), ("CREATED", "/created_at")];
+
+/// `NAME=VALUE`; nothing is no entry.
+fn entry(text: &str) -> Result<Option<(String, String)>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    Ok(Some((name.to_owned(), value.to_owned())))
+}
 
 /// Runs it.
 pub async fn run(args: Args, output: Output) -> Result {
@@ -84,6 +110,21 @@ pub async fn run(args: Args, output: Output) -> Result {
             let path = format!("{}/messages", one.path());
             let messages = Client::new(&one.server)?.page(&path, &page).await?;
             if output.json { output.json(&messages) } else { show_messages(&messages, one.agent.as_str()) }
+        }
+        Action::Set { one, title, metadata } => {
+            let mut change = serde_json::Map::new();
+            if let Some(title) = title {
+                change.insert("title".to_owned(), Some(title).filter(|title| !title.is_empty()).into());
+            }
+            if !metadata.is_empty() {
+                let entries: BTreeMap<String, String> = metadata.into_iter().flatten().collect();
+                change.insert("metadata".to_owned(), serde_json::to_value(entries).expect("texts serialise"));
+            }
+            if change.is_empty() {
+                return Err(CliError::usage("there is nothing to set").help("pass --title or --metadata"));
+            }
+            let change = Value::Object(change);
+            output.resource(&Client::new(&one.server)?.send(Method::PATCH, &one.path(), &change).await?);
         }
         Action::Reset(one) => {
             Client::new(&one.server)?.call(Method::DELETE, &format!("{}/snapshot", one.path())).await?;

@@ -18,14 +18,18 @@ use super::problem::{Code, Problem};
 use super::views::{ConversationView, MessageView, TurnView, json, located};
 use crate::caller::{Caller, Scopes};
 use crate::ids::{AgentId, ConversationId};
+use crate::notes::NotesChange;
 use crate::store::{ConversationRecord, Direction, Page, TurnRecord};
+
+/// What names a conversation is small: sixteen values of at most 512 characters, each of up to six bytes as JSON may write it.
+const NOTES_BODY_BYTES_MAX: usize = 128 * 1024;
 
 /// Its routes.
 pub fn routes() -> OpenApiRouter<Gateway> {
     OpenApiRouter::new()
         .routes(routes!(create_conversation))
         .routes(routes!(list_conversations))
-        .routes(routes!(get_conversation, delete_conversation))
+        .routes(routes!(get_conversation, patch_conversation, delete_conversation))
         .routes(routes!(list_messages))
         .routes(routes!(reset_snapshot))
 }
@@ -132,6 +136,30 @@ async fn get_conversation(
 ) -> Result<Response, Problem> {
     let record = opened(&gateway, &caller, &agent, &conversation).await?;
     json(StatusCode::OK, &ConversationView::from(record))
+}
+
+/// Name a conversation
+///
+/// Sets its title and its metadata: what is absent stays, null takes away, and metadata is replaced as a whole. By whom it belongs to, or an admin.
+#[utoipa::path(patch, path = "/v1/agents/{agent}/conversations/{conversation}", tag = "conversations",
+    params(("agent" = AgentId, Path), ("conversation" = ConversationId, Path)),
+    request_body(content = NotesChange, example = json!({"title": "Invoices of March", "metadata": {"ticket": "4711"}})),
+    responses((status = 200, description = "The conversation", body = ConversationView)))]
+async fn patch_conversation(
+    State(gateway): State<Gateway>,
+    caller: May<Converse>,
+    Ids((agent, conversation)): Ids<(AgentId, ConversationId)>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    let body = JsonBytes::read(&parts.headers, body, NOTES_BODY_BYTES_MAX).await?;
+    let change: NotesChange = body.parse_named(Code::InvalidSetting)?;
+    change.check().map_err(|why| Problem::new(Code::InvalidSetting, why))?;
+    opened(&gateway, &caller, &agent, &conversation).await?;
+    if !gateway.host.store.write_notes(&caller.org, &agent, &conversation, &change).await? {
+        return Err(Problem::not_found("conversation"));
+    }
+    json(StatusCode::OK, &ConversationView::from(opened(&gateway, &caller, &agent, &conversation).await?))
 }
 
 /// Delete a conversation

@@ -103,8 +103,13 @@ pub fn document() -> OpenApi {
     document.security = Some(vec![SecurityRequirement::new("api_key", [] as [&str; 0])]);
     add_components(document.components.get_or_insert_with(Components::new));
     for item in document.paths.paths.values_mut() {
-        let operations =
-            [(&mut item.get, "get"), (&mut item.put, "put"), (&mut item.post, "post"), (&mut item.delete, "delete")];
+        let operations = [
+            (&mut item.get, "get"),
+            (&mut item.put, "put"),
+            (&mut item.post, "post"),
+            (&mut item.patch, "patch"),
+            (&mut item.delete, "delete"),
+        ];
         for (operation, method) in operations {
             if let Some(operation) = operation {
                 complete(operation, method);
@@ -241,6 +246,7 @@ fn codes(operation: &str, public: bool) -> Vec<Code> {
             &[UnknownField, InvalidSetting, BodyTooLarge, UnsupportedMediaType, AgentNotReady, QuotaExhausted]
         }
         "delete_agent" => &[AgentInUse],
+        "patch_conversation" => &[UnknownField, InvalidSetting, BodyTooLarge, UnsupportedMediaType],
         "create_conversation" => &[UnknownField, NoDefaultAgent, BodyTooLarge, UnsupportedMediaType],
         "list_workers" | "list_agents" | "list_conversations" | "list_messages" | "list_turns" | "list_audit" => {
             &[UnknownField, InvalidCursor]
@@ -318,7 +324,7 @@ mod tests {
         ("/v1/agents", &["get"]),
         ("/v1/agents/{agent}", &["delete", "get", "put"]),
         ("/v1/agents/{agent}/conversations", &["get"]),
-        ("/v1/agents/{agent}/conversations/{conversation}", &["delete", "get"]),
+        ("/v1/agents/{agent}/conversations/{conversation}", &["delete", "get", "patch"]),
         ("/v1/agents/{agent}/conversations/{conversation}/messages", &["get"]),
         ("/v1/agents/{agent}/conversations/{conversation}/snapshot", &["delete"]),
         ("/v1/agents/{agent}/conversations/{conversation}/turns", &["get", "post"]),

@@ -243,6 +243,10 @@ pub struct ConversationView {
     pub created_at: Timestamp,
     /// The run whose snapshot it stands on; null at the start.
     pub snapshot_run_id: Option<RunId>,
+    /// What people call it; null when nobody has named it.
+    pub title: Option<String>,
+    /// What programs wrote on it.
+    pub metadata: BTreeMap<String, String>,
     /// Where it is.
     pub links: ConversationLinks,
 }
@@ -269,6 +273,8 @@ impl From<ConversationRecord> for ConversationView {
             user_id: conversation.user,
             created_at: conversation.created_at,
             snapshot_run_id: conversation.snapshot_run,
+            title: conversation.title,
+            metadata: conversation.metadata,
             links,
         }
     }

@@ -1,5 +1,7 @@
 //! What goes into the store and what comes out of it: writes of the hot path with their answers, and records as they are read.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use uuid::Uuid;
 
@@ -355,6 +357,10 @@ pub struct ConversationRecord {
     pub created_at: Timestamp,
     /// The run whose snapshot it stands on.
     pub snapshot_run: Option<RunId>,
+    /// What people call it.
+    pub title: Option<String>,
+    /// What programs wrote on it.
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// A stretch of a list.

@@ -2,6 +2,7 @@
 
 mod audit;
 mod chaos;
+mod conversations;
 mod edge;
 mod embedded;
 mod gate;

@@ -186,3 +186,37 @@ pub(in crate::store) async fn conversations_are_opened_once(world: &World) {
     assert!(made);
     assert_eq!(reborn.for_host().user, user("bob"));
 }
+
+pub(in crate::store) async fn s8_a_title_goes_with_its_conversation_and_stays_over_a_reset(world: &World) {
+    use crate::notes::NotesChange;
+    let (acme, agent, id) = (org("acme"), agent(), conversation("c"));
+    let change = |json: &str| serde_json::from_str::<NotesChange>(json).unwrap();
+    let write = async |org: &OrgId, json: &str| world.store.write_notes(org, &agent, &id, &change(json)).await.unwrap();
+    assert!(!write(&acme, r#"{"title": "too soon"}"#).await, "there is no such conversation");
+    world.submit(world.message("c")).await;
+    world.submit(world.message_of_zeta("c")).await;
+    let read = async |org: &OrgId| {
+        let found = world.store.conversation(org, &agent, &id).await.unwrap().unwrap().for_host();
+        let listed = world.store.conversations(org, &agent, None, None, 9).await.unwrap().items.remove(0);
+        assert_eq!((&listed.title, &listed.metadata), (&found.title, &found.metadata));
+        (found.title, found.metadata.into_iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>())
+    };
+    let is = |title: Option<&str>, metadata: &[&str]| {
+        (title.map(str::to_owned), metadata.iter().map(|entry| (*entry).to_owned()).collect::<Vec<_>>())
+    };
+    assert_eq!(read(&acme).await, is(None, &[]));
+    assert!(write(&acme, r#"{"title": "it's\u00e4 \\ title", "metadata": {"a": "1", "b": "2"}}"#).await);
+    assert_eq!(read(&acme).await, is(Some("it's\u{e4} \\ title"), &["a=1", "b=2"]));
+    assert!(write(&acme, r#"{"metadata": {"c": "3"}}"#).await);
+    assert_eq!(read(&acme).await, is(Some("it's\u{e4} \\ title"), &["c=3"]), "the other stays");
+    assert!(write(&acme, r#"{"title": null}"#).await);
+    assert_eq!(read(&acme).await, is(None, &["c=3"]));
+    assert!(write(&acme, r#"{"title": "again", "metadata": null}"#).await);
+    world.store.reset_snapshot(&acme, &agent, &id, world.now(), &by()).await.unwrap();
+    assert_eq!(read(&acme).await, is(Some("again"), &[]));
+    assert_eq!(read(&org("zeta")).await, is(None, &[]), "the other org's is its own");
+    world.store.delete_conversation(&acme, &agent, &id, world.now(), &by()).await.unwrap();
+    assert!(!write(&acme, r#"{"title": "too late"}"#).await);
+    world.submit(world.message("c")).await;
+    assert_eq!(read(&acme).await, is(None, &[]), "who begins it again begins with nothing");
+}

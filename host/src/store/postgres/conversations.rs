@@ -1,5 +1,7 @@
 //! Conversations: made, listed, deleted, begun anew. Their row is never removed: places go on where they were.
 
+use std::collections::BTreeMap;
+
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
@@ -11,29 +13,35 @@ use crate::audit::{Act, Actor, Verb};
 use crate::caller::Owned;
 use crate::clock::Timestamp;
 use crate::ids::{AgentId, ConversationId, OrgId, RunId, TurnId, UserId};
-use crate::store::{ConversationRecord, Ended, Page, Result};
+use crate::notes::NotesChange;
+use crate::store::{ConversationRecord, Ended, Page, Result, StoreError};
 use crate::turn::{CancelledBy, Outcome};
 
 statements! {
     CONVERSATION = "-- conversation
-SELECT agent_id, conversation_id, user_id, created_at, head_run, generation FROM conversations
- WHERE org_id = $1 AND agent_id = $2 AND conversation_id = $3 AND deleted_at IS NULL";
+SELECT c.agent_id, c.conversation_id, c.user_id, c.created_at, c.head_run, c.generation, n.title, n.metadata
+  FROM conversations c LEFT JOIN conversation_notes n ON n.org_id = c.org_id AND n.agent_id = c.agent_id AND n.conversation_id = c.conversation_id
+ WHERE c.org_id = $1 AND c.agent_id = $2 AND c.conversation_id = $3 AND c.deleted_at IS NULL";
     /// Also of one that is deleted.
     GENERATION = "-- generation
 SELECT generation FROM conversations WHERE org_id = $1 AND agent_id = $2 AND conversation_id = $3";
     CONVERSATIONS = "-- conversations
-SELECT agent_id, conversation_id, user_id, created_at, head_run, generation FROM conversations
- WHERE org_id = $1 AND agent_id = $2 AND conversation_id > $3 AND deleted_at IS NULL ORDER BY conversation_id LIMIT $4";
+SELECT c.agent_id, c.conversation_id, c.user_id, c.created_at, c.head_run, c.generation, n.title, n.metadata
+  FROM conversations c LEFT JOIN conversation_notes n ON n.org_id = c.org_id AND n.agent_id = c.agent_id AND n.conversation_id = c.conversation_id
+ WHERE c.org_id = $1 AND c.agent_id = $2 AND c.conversation_id > $3 AND c.deleted_at IS NULL ORDER BY c.conversation_id LIMIT $4";
     CONVERSATIONS_OF = "-- conversations_of
-SELECT agent_id, conversation_id, user_id, created_at, head_run, generation FROM conversations
- WHERE org_id = $1 AND agent_id = $2 AND user_id = $5 AND conversation_id > $3 AND deleted_at IS NULL ORDER BY conversation_id LIMIT $4";
+SELECT c.agent_id, c.conversation_id, c.user_id, c.created_at, c.head_run, c.generation, n.title, n.metadata
+  FROM conversations c LEFT JOIN conversation_notes n ON n.org_id = c.org_id AND n.agent_id = c.agent_id AND n.conversation_id = c.conversation_id
+ WHERE c.org_id = $1 AND c.agent_id = $2 AND c.user_id = $5 AND c.conversation_id > $3 AND c.deleted_at IS NULL ORDER BY c.conversation_id LIMIT $4";
     OPEN = "-- open
 SELECT open_conversation($1::bigint, $2, $3, $4, $5, $6)";
     /// $1 the time, $6 and on what is said of it.
     DELETE = "-- delete
 WITH said AS (INSERT INTO audit (org_id, at, audit_id, actor, credential, request_id, verb, resource, detail)
               VALUES ($2, coalesce($1::bigint, turnhouse_now()), $6, $7, $8, $9, $10, $11, $12))
-SELECT turn, was, accepted, ended FROM delete_conversation($1::bigint, $2, $3, $4, $5)";
+SELECT turn, was, accepted, ended FROM delete_conversation_and_notes($1::bigint, $2, $3, $4, $5)";
+    NOTES = "-- notes
+SELECT write_notes($1, $2, $3, $4, $5, $6, $7)";
     /// $1 the time, $6 and on what is said of it.
     RESET = "-- reset
 WITH said AS (INSERT INTO audit (org_id, at, audit_id, actor, credential, request_id, verb, resource, detail)
@@ -138,6 +146,26 @@ impl PostgresStore {
             .collect()
     }
 
+    /// `false`: it is not there.
+    pub(super) async fn write_conversation_notes(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        change: &NotesChange,
+    ) -> Result<bool> {
+        let asked = self
+            .query(NOTES)
+            .bind(org.as_str())
+            .bind(agent.as_str())
+            .bind(conversation.as_str())
+            .bind(change.title.is_some())
+            .bind(change.title.clone().flatten())
+            .bind(change.metadata.is_some())
+            .bind(change.metadata_json());
+        Ok(self.one(asked).await?.try_get(0)?)
+    }
+
     pub(super) async fn write_reset(
         &self,
         org: &OrgId,
@@ -167,5 +195,11 @@ fn record(row: &PgRow) -> Result<ConversationRecord> {
         user: id(row, 2)?,
         created_at: Timestamp(row.try_get(3)?),
         snapshot_run: (head != generation).then_some(RunId(head)),
+        title: row.try_get(6)?,
+        metadata: match row.try_get::<Option<&str>, _>(7)? {
+            Some(json) => serde_json::from_str(json)
+                .map_err(|error| StoreError::Corrupt(format!("a conversation's metadata: {error}")))?,
+            None => BTreeMap::new(),
+        },
     })
 }

@@ -13,6 +13,7 @@ use crate::clock::Timestamp;
 use crate::event::EventId;
 use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, WorkerName};
 use crate::lease::Lease;
+use crate::notes::NotesChange;
 use crate::store::{
     ConversationRecord, Deleted, Direction, Ended, EventPage, Finding, Hint, KeyRecord, LiveCounts, OrgRecord, Page,
     Progress, Provisioned, PutAgent, PutWorker, Result, Retained, Retention, Starter, Store, StoreStatus,
@@ -168,6 +169,16 @@ impl Store for PostgresStore {
         limit: usize,
     ) -> Result<Page<ConversationRecord>> {
         self.read_conversations(org, agent, user, after, limit).await
+    }
+
+    async fn write_notes(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        change: &NotesChange,
+    ) -> Result<bool> {
+        self.write_conversation_notes(org, agent, conversation, change).await
     }
 
     async fn delete_conversation(

@@ -8,6 +8,7 @@ use std::str::FromStr as _;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
+use sha2::{Digest as _, Sha256};
 use sqlx::{AssertSqlSafe, Row as _};
 use uuid::Uuid;
 
@@ -68,9 +69,9 @@ impl Database {
     /// With its schema: a copy of one that all tests share, which is sooner there than the migrations run.
     pub(super) async fn migrated() -> Database {
         let mut connection = PgConnection::connect(&server()).await.expect("the tests' PostgreSQL answers");
-        let sums: Vec<u8> =
-            MIGRATIONS.iter().flat_map(|migration| migration.checksum.iter().copied().take(4)).collect();
-        let template = format!("turnhouse_template_{}", hex::encode(sums));
+        // A name has 63 bytes at most, however many migrations there are.
+        let sums = MIGRATIONS.iter().fold(Sha256::new(), |sums, migration| sums.chain_update(&migration.checksum));
+        let template = format!("turnhouse_template_{}", hex::encode(&sums.finalize()[..16]));
         run(&mut connection, "SELECT pg_advisory_lock(8788)".to_owned()).await;
         let known = sqlx::query("SELECT 1 FROM pg_database WHERE datname = $1").bind(&template);
         if known.fetch_optional(&mut connection).await.unwrap().is_none() {

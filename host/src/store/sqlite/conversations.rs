@@ -1,5 +1,7 @@
 //! Conversations: made, listed, deleted, begun anew. Their row is never removed: places go on where they were.
 
+use std::collections::BTreeMap;
+
 use rusqlite::params;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
@@ -11,22 +13,35 @@ use super::writer::{Fault, Tried, Tx};
 use crate::caller::Owned;
 use crate::clock::Timestamp;
 use crate::ids::{AgentId, ConversationId, OrgId, RunId, TurnId, UserId};
-use crate::store::{ConversationRecord, Ended, Page, Result};
+use crate::notes::NotesChange;
+use crate::store::{ConversationRecord, Ended, Page, Result, StoreError};
 use crate::turn::{CancelledBy, Outcome};
 
 statements! {
     CONVERSATION = "-- conversation
-SELECT agent_id, conversation_id, user_id, created_at, head_run, generation FROM conversations
- WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3 AND deleted_at IS NULL";
+SELECT c.agent_id, c.conversation_id, c.user_id, c.created_at, c.head_run, c.generation, n.title, n.metadata
+  FROM conversations c LEFT JOIN conversation_notes n ON n.org_id = c.org_id AND n.agent_id = c.agent_id AND n.conversation_id = c.conversation_id
+ WHERE c.org_id = ?1 AND c.agent_id = ?2 AND c.conversation_id = ?3 AND c.deleted_at IS NULL";
     /// Also of one that is deleted.
     GENERATION = "-- generation
 SELECT generation FROM conversations WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3";
     CONVERSATIONS = "-- conversations
-SELECT agent_id, conversation_id, user_id, created_at, head_run, generation FROM conversations
- WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id > ?3 AND deleted_at IS NULL ORDER BY conversation_id LIMIT ?4";
+SELECT c.agent_id, c.conversation_id, c.user_id, c.created_at, c.head_run, c.generation, n.title, n.metadata
+  FROM conversations c LEFT JOIN conversation_notes n ON n.org_id = c.org_id AND n.agent_id = c.agent_id AND n.conversation_id = c.conversation_id
+ WHERE c.org_id = ?1 AND c.agent_id = ?2 AND c.conversation_id > ?3 AND c.deleted_at IS NULL ORDER BY c.conversation_id LIMIT ?4";
     CONVERSATIONS_OF = "-- conversations_of
-SELECT agent_id, conversation_id, user_id, created_at, head_run, generation FROM conversations
- WHERE org_id = ?1 AND agent_id = ?2 AND user_id = ?5 AND conversation_id > ?3 AND deleted_at IS NULL ORDER BY conversation_id LIMIT ?4";
+SELECT c.agent_id, c.conversation_id, c.user_id, c.created_at, c.head_run, c.generation, n.title, n.metadata
+  FROM conversations c LEFT JOIN conversation_notes n ON n.org_id = c.org_id AND n.agent_id = c.agent_id AND n.conversation_id = c.conversation_id
+ WHERE c.org_id = ?1 AND c.agent_id = ?2 AND c.user_id = ?5 AND c.conversation_id > ?3 AND c.deleted_at IS NULL ORDER BY c.conversation_id LIMIT ?4";
+    CONVERSATION_KNOWN = "-- conversation_known
+SELECT 1 FROM conversations WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3 AND deleted_at IS NULL";
+    /// What is not to be set stays.
+    NOTES_WRITE = "-- notes_write
+INSERT INTO conversation_notes (org_id, agent_id, conversation_id, title, metadata) VALUES (?1, ?2, ?3, ?5, ?7)
+ON CONFLICT (org_id, agent_id, conversation_id) DO UPDATE SET title = CASE WHEN ?4 THEN excluded.title ELSE title END,
+  metadata = CASE WHEN ?6 THEN excluded.metadata ELSE metadata END";
+    DELETE_NOTES = "-- delete_notes
+DELETE FROM conversation_notes WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3";
     /// Also those without a place: a turn that named this conversation is part of what is deleted.
     DELETE_LIVE = "-- delete_live
 SELECT t.turn_id FROM turns t JOIN turn_markers m ON m.org_id = t.org_id AND m.turn_id = t.turn_id
@@ -106,6 +121,12 @@ fn record(row: &SqliteRow) -> Result<ConversationRecord> {
         user: id(row, 2)?,
         created_at: Timestamp(row.try_get(3)?),
         snapshot_run: (head != generation).then_some(RunId(head)),
+        title: row.try_get(6)?,
+        metadata: match row.try_get::<Option<&str>, _>(7)? {
+            Some(json) => serde_json::from_str(json)
+                .map_err(|error| StoreError::Corrupt(format!("a conversation's metadata: {error}")))?,
+            None => BTreeMap::new(),
+        },
     })
 }
 
@@ -147,11 +168,35 @@ impl Tx<'_> {
             let end = self.end(&super::commit::Ending::of(org, turn, &outcome))?;
             ended.push(end.ok_or_else(|| Fault::Corrupt(format!("live turn {turn} could not be ended")))?);
         }
-        for statement in [DELETE_EVENTS, DELETE_TURNS, DELETE_SNAPSHOTS, DELETE_KEYS] {
+        for statement in [DELETE_EVENTS, DELETE_TURNS, DELETE_SNAPSHOTS, DELETE_KEYS, DELETE_NOTES] {
             self.conn.prepare_cached(statement)?.execute(key)?;
         }
         self.chain_anew(org, agent, conversation, Some(self.now))?;
         Ok(ended)
+    }
+
+    /// `false`: it is not there.
+    pub(super) fn write_notes(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        change: &NotesChange,
+    ) -> Tried<bool> {
+        let key = params![org.as_str(), agent.as_str(), conversation.as_str()];
+        if !self.conn.prepare_cached(CONVERSATION_KNOWN)?.exists(key)? {
+            return Ok(false);
+        }
+        self.conn.prepare_cached(NOTES_WRITE)?.execute(params![
+            org.as_str(),
+            agent.as_str(),
+            conversation.as_str(),
+            change.title.is_some(),
+            change.title.as_ref().and_then(Option::as_ref),
+            change.metadata.is_some(),
+            change.metadata_json()
+        ])?;
+        Ok(true)
     }
 
     pub(super) fn reset_snapshot(&mut self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) -> Tried<()> {

@@ -16,6 +16,7 @@ use crate::clock::Timestamp;
 use crate::event::EventId;
 use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, WorkerName};
 use crate::lease::Lease;
+use crate::notes::NotesChange;
 use crate::store::{
     ConversationRecord, Deleted, Direction, Ended, EventPage, Finding, KeyRecord, LiveCounts, OrgRecord, Page,
     Progress, Provisioned, PutAgent, PutWorker, Result, Retained, Retention, Starter, Store, StoreStatus,
@@ -179,6 +180,17 @@ impl Store for SqliteStore {
         limit: usize,
     ) -> Result<Page<ConversationRecord>> {
         self.read_conversations(org, agent, user, after, limit).await
+    }
+
+    async fn write_notes(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        change: &NotesChange,
+    ) -> Result<bool> {
+        let (ids, change) = ((org.clone(), agent.clone(), conversation.clone()), change.clone());
+        self.write_with(Timestamp(0), move |tx| tx.write_notes(&ids.0, &ids.1, &ids.2, &change)).await
     }
 
     async fn delete_conversation(
