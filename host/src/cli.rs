@@ -43,6 +43,8 @@ mod turns;
 
 mod audit;
 
+mod export;
+
 mod orgs;
 
 mod starter;
@@ -110,6 +112,8 @@ enum Command {
     Turns(turns::Args),
     /// Show who did what in the org
     Audit(audit::Args),
+    /// Read out all of the org, or of a conversation, as JSON lines
+    Export(export::Args),
     /// Make and list orgs, on the database directly
     Orgs(orgs::Args),
     /// Make, list and revoke API keys, on the database directly
@@ -142,6 +146,7 @@ impl Cli {
             Command::Conversations(args) => conversations::run(args, output).await,
             Command::Turns(args) => turns::run(args, output).await,
             Command::Audit(args) => audit::run(args, output).await,
+            Command::Export(args) => export::run(args, output).await,
             Command::Orgs(args) => orgs::run(args, output).await,
             Command::Keys(args) => keys::run(args, output).await,
             Command::Inspect(args) => inspect::run(args, output).await,

@@ -55,6 +55,8 @@ mod ingest;
 
 mod audit;
 
+mod export;
+
 mod health;
 
 pub mod openapi;
@@ -76,6 +78,7 @@ pub(crate) struct Shared {
     readers: Arc<readers::Readers>,
     /// Modules whose bodies are read or compiled: each holds up to `module_bytes_max` in memory.
     uploads: Semaphore,
+    exports: Arc<export::Exports>,
     metrics: observe::RouteMetrics,
 }
 
@@ -92,6 +95,7 @@ impl Gateway {
         Gateway(Arc::new(Shared {
             readers: readers::Readers::new(limits),
             uploads: Semaphore::new(limits.compiles_concurrent_max + 2),
+            exports: Arc::default(),
             metrics: observe::RouteMetrics::default(),
             host,
         }))
@@ -119,6 +123,7 @@ fn routes() -> OpenApiRouter<Gateway> {
         .merge(turns::routes())
         .merge(ingest::routes())
         .merge(audit::routes())
+        .merge(export::routes())
 }
 
 /// The gateway's routes over `host`. [`serve`] is this with connections; alone, it is for tests and for embedding.

@@ -195,6 +195,24 @@ pub trait Store: Send + Sync + 'static {
         by: &Actor,
     ) -> Result<()>;
 
+    /// An org's conversations by agent and id, after a place.
+    async fn org_conversations(
+        &self,
+        org: &OrgId,
+        after: Option<&(AgentId, ConversationId)>,
+        limit: usize,
+    ) -> Result<Page<ConversationRecord>>;
+    /// An org's turns by id, which is by age, after one: those without a place in a conversation, too.
+    async fn org_turns(&self, org: &OrgId, after: Option<TurnId>, limit: usize) -> Result<Page<TurnRecord>>;
+    /// Snapshots without their bytes, conversation by conversation, after a place.
+    async fn snapshots(
+        &self,
+        org: &OrgId,
+        among: &Among,
+        after: Option<&SnapshotPlace>,
+        limit: usize,
+    ) -> Result<Page<SnapshotRecord>>;
+
     // -- workers
     /// Stores a version, or finds the one that has these bytes.
     #[allow(clippy::too_many_arguments)]
@@ -254,6 +272,8 @@ pub trait Store: Send + Sync + 'static {
         now: Timestamp,
         by: &Actor,
     ) -> Result<Provisioned>;
+    /// One org.
+    async fn org(&self, org: &OrgId) -> Result<Option<OrgRecord>>;
     /// Orgs by id.
     async fn orgs(&self) -> Result<Vec<OrgRecord>>;
     /// Stores a key by the SHA-256 of its secret. `false`: there is no such org.

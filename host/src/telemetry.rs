@@ -96,6 +96,7 @@ metrics! {
     "turnhouse_journal_batch_writes", describe_histogram, Count, "Writes that one transaction of the journal took.";
     "turnhouse_vacuums_total", describe_counter, Count, "How often this host vacuumed the table of live turns (PostgreSQL).";
     "turnhouse_retained_rows_total", describe_counter, Count, "Ended turns, logs and entries of the audit that were deleted because they were old.";
+    "turnhouse_exports_total", describe_counter, Count, "Exports that were begun, by `of`: org, conversation.";
     "turnhouse_audit_entries_total", describe_counter, Count, "What this process wrote down in the audit, by `verb`.";
     "turnhouse_store_errors_total", describe_counter, Count, "Transactions of the journal that failed as a whole.";
     "turnhouse_http_requests_total", describe_counter, Count, "Requests, by `method`, `route` and `status`.";

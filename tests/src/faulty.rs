@@ -20,9 +20,9 @@ use turnhouse::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, 
 use turnhouse::lease::Lease;
 use turnhouse::notes::NotesChange;
 use turnhouse::store::{
-    ConversationRecord, Deleted, Direction, Ended, EventPage, Finding, Hint, KeyRecord, LiveCounts, OrgRecord, Page,
-    Progress, Provisioned, PutAgent, PutWorker, Result, Retained, Retention, Starter, Store, StoreError, StoreStatus,
-    SweepFindings, TurnRecord, WorkerVersion, Write, Written,
+    Among, ConversationRecord, Deleted, Direction, Ended, EventPage, Finding, Hint, KeyRecord, LiveCounts, OrgRecord,
+    Page, Progress, Provisioned, PutAgent, PutWorker, Result, Retained, Retention, SnapshotPlace, SnapshotRecord,
+    Starter, Store, StoreError, StoreStatus, SweepFindings, TurnRecord, WorkerVersion, Write, Written,
 };
 use uuid::Uuid;
 
@@ -296,6 +296,29 @@ impl Store for Faulty {
         self.through(Call::Read, self.store.reset_snapshot(org, agent, conversation, self.now(now), by)).await
     }
 
+    async fn org_conversations(
+        &self,
+        org: &OrgId,
+        after: Option<&(AgentId, ConversationId)>,
+        limit: usize,
+    ) -> Result<Page<ConversationRecord>> {
+        self.through(Call::Read, self.store.org_conversations(org, after, limit)).await
+    }
+
+    async fn org_turns(&self, org: &OrgId, after: Option<TurnId>, limit: usize) -> Result<Page<TurnRecord>> {
+        self.through(Call::Read, self.store.org_turns(org, after, limit)).await
+    }
+
+    async fn snapshots(
+        &self,
+        org: &OrgId,
+        among: &Among,
+        after: Option<&SnapshotPlace>,
+        limit: usize,
+    ) -> Result<Page<SnapshotRecord>> {
+        self.through(Call::Read, self.store.snapshots(org, among, after, limit)).await
+    }
+
     async fn put_worker(
         &self,
         org: &OrgId,
@@ -388,6 +411,10 @@ impl Store for Faulty {
         by: &Actor,
     ) -> Result<Provisioned> {
         self.through(Call::Read, self.store.provision_org(org, owner, starter, self.now(now), by)).await
+    }
+
+    async fn org(&self, org: &OrgId) -> Result<Option<OrgRecord>> {
+        self.through(Call::Read, self.store.org(org)).await
     }
 
     async fn orgs(&self) -> Result<Vec<OrgRecord>> {

@@ -201,6 +201,11 @@ impl Client {
         Ok((response.status() != StatusCode::NO_CONTENT).then_some(response))
     }
 
+    /// An answer that is read as it comes.
+    pub async fn download(&self, path: &str) -> Result<Response, RequestError> {
+        self.answer(self.streams.get(self.at(path))).await
+    }
+
     fn at(&self, path: &str) -> Url {
         self.base.join(path.trim_start_matches('/')).expect("paths are made of valid ids")
     }

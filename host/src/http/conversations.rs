@@ -95,7 +95,7 @@ async fn create_conversation(
 }
 
 /// The caller's conversation, or 404.
-async fn opened(
+pub async fn opened(
     gateway: &Gateway,
     caller: &Caller,
     agent: &AgentId,

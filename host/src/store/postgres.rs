@@ -31,6 +31,7 @@ mod reads;
 mod retention;
 mod standing;
 mod sweep;
+mod whole;
 mod writer;
 
 #[cfg(test)]

@@ -363,6 +363,49 @@ pub struct ConversationRecord {
     pub metadata: BTreeMap<String, String>,
 }
 
+/// A snapshot without its bytes.
+#[derive(Debug, Clone)]
+pub struct SnapshotRecord {
+    /// Its conversation's agent.
+    pub agent: AgentId,
+    /// Its conversation.
+    pub conversation: ConversationId,
+    /// The run that wrote it.
+    pub run_id: RunId,
+    /// What that started from: another run, or the conversation's generation.
+    pub parent: Uuid,
+    /// The turn of the run.
+    pub turn: TurnId,
+    /// The worker that wrote it.
+    pub worker: WorkerName,
+    /// Its version.
+    pub version: u32,
+    /// When.
+    pub at: Timestamp,
+    /// How many bytes it has; `None` when they are no longer kept.
+    pub bytes: Option<u64>,
+}
+
+/// Of which conversations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Among {
+    /// All of the org.
+    All,
+    /// This one.
+    One(AgentId, ConversationId),
+}
+
+/// A place in the list of an org's snapshots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotPlace {
+    /// The conversation's agent.
+    pub agent: AgentId,
+    /// The conversation.
+    pub conversation: ConversationId,
+    /// The snapshot's parent.
+    pub parent: Uuid,
+}
+
 /// A stretch of a list.
 #[derive(Debug, Clone)]
 pub struct Page<T> {
@@ -432,6 +475,8 @@ pub struct OrgRecord {
     pub owner: UserId,
     /// When it was made.
     pub created_at: Timestamp,
+    /// Since when it is being deleted: it is there for nobody any more, and its rows go.
+    pub deleting_at: Option<Timestamp>,
 }
 
 /// What a default agent is made from, for an org that has none.

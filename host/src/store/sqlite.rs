@@ -34,6 +34,7 @@ mod retention;
 mod running;
 mod standing;
 mod sweep;
+mod whole;
 mod writer;
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod chaos;
 mod conversations;
 mod edge;
 mod embedded;
+mod export;
 mod gate;
 mod isolation;
 mod replicas;

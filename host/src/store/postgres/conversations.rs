@@ -187,7 +187,7 @@ impl PostgresStore {
     }
 }
 
-fn record(row: &PgRow) -> Result<ConversationRecord> {
+pub(super) fn record(row: &PgRow) -> Result<ConversationRecord> {
     let (head, generation): (Uuid, Uuid) = (row.try_get(4)?, row.try_get(5)?);
     Ok(ConversationRecord {
         agent: id(row, 0)?,

@@ -15,9 +15,9 @@ use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, Work
 use crate::lease::Lease;
 use crate::notes::NotesChange;
 use crate::store::{
-    ConversationRecord, Deleted, Direction, Ended, EventPage, Finding, Hint, KeyRecord, LiveCounts, OrgRecord, Page,
-    Progress, Provisioned, PutAgent, PutWorker, Result, Retained, Retention, Starter, Store, StoreStatus,
-    SweepFindings, TurnRecord, WorkerVersion, Write, Written,
+    Among, ConversationRecord, Deleted, Direction, Ended, EventPage, Finding, Hint, KeyRecord, LiveCounts, OrgRecord,
+    Page, Progress, Provisioned, PutAgent, PutWorker, Result, Retained, Retention, SnapshotPlace, SnapshotRecord,
+    Starter, Store, StoreStatus, SweepFindings, TurnRecord, WorkerVersion, Write, Written,
 };
 
 statements! {
@@ -203,6 +203,29 @@ impl Store for PostgresStore {
         self.write_reset(org, agent, conversation, now, by).await
     }
 
+    async fn org_conversations(
+        &self,
+        org: &OrgId,
+        after: Option<&(AgentId, ConversationId)>,
+        limit: usize,
+    ) -> Result<Page<ConversationRecord>> {
+        self.read_org_conversations(org, after, limit).await
+    }
+
+    async fn org_turns(&self, org: &OrgId, after: Option<TurnId>, limit: usize) -> Result<Page<TurnRecord>> {
+        self.read_org_turns(org, after, limit).await
+    }
+
+    async fn snapshots(
+        &self,
+        org: &OrgId,
+        among: &Among,
+        after: Option<&SnapshotPlace>,
+        limit: usize,
+    ) -> Result<Page<SnapshotRecord>> {
+        self.read_snapshots(org, among, after, limit).await
+    }
+
     async fn put_worker(
         &self,
         org: &OrgId,
@@ -281,6 +304,10 @@ impl Store for PostgresStore {
         by: &Actor,
     ) -> Result<Provisioned> {
         self.write_provision(org, owner, starter, now, by).await
+    }
+
+    async fn org(&self, org: &OrgId) -> Result<Option<OrgRecord>> {
+        self.read_org(org).await
     }
 
     async fn orgs(&self) -> Result<Vec<OrgRecord>> {

@@ -20,7 +20,9 @@ WITH made AS (INSERT INTO orgs (org_id, owner_user, created_at) VALUES ($1, $2, 
 SELECT EXISTS (SELECT 1 FROM made)";
     /// The one list without an org: it is the operator's.
     ORGS = "-- orgs
-SELECT org_id, owner_user, created_at FROM orgs ORDER BY org_id";
+SELECT org_id, owner_user, created_at, deleting_at FROM orgs ORDER BY org_id";
+    ORG = "-- org
+SELECT org_id, owner_user, created_at, deleting_at FROM orgs WHERE org_id = $1";
     /// $7 is when its maker made it, $8 when it shall end by the same clock; $9 the time when it is not the database's.
     KEY_NEW = "-- key_new
 INSERT INTO api_keys (org_id, key_id, key_hash, user_id, scopes, name, created_at, expires_at)
@@ -72,9 +74,12 @@ impl PostgresStore {
 
     pub(super) async fn read_orgs(&self) -> Result<Vec<OrgRecord>> {
         let rows = self.rows(self.query(ORGS)).await?;
-        rows.iter()
-            .map(|row| Ok(OrgRecord { id: id(row, 0)?, owner: id(row, 1)?, created_at: Timestamp(row.try_get(2)?) }))
-            .collect()
+        rows.iter().map(org_record).collect()
+    }
+
+    pub(super) async fn read_org(&self, org: &OrgId) -> Result<Option<OrgRecord>> {
+        let row = self.row(self.query(ORG).bind(org.as_str())).await?;
+        row.as_ref().map(org_record).transpose()
     }
 
     pub(super) async fn write_key(&self, hash: [u8; 32], key: &KeyRecord, by: &Actor) -> Result<bool> {
@@ -128,6 +133,15 @@ impl PostgresStore {
         self.change(self.query(KEY_TOUCH).bind(orgs).bind(keys).bind(self.clock.of(now))).await?;
         Ok(())
     }
+}
+
+fn org_record(row: &PgRow) -> Result<OrgRecord> {
+    Ok(OrgRecord {
+        id: id(row, 0)?,
+        owner: id(row, 1)?,
+        created_at: Timestamp(row.try_get(2)?),
+        deleting_at: row.try_get::<Option<i64>, _>(3)?.map(Timestamp),
+    })
 }
 
 fn record(row: &PgRow) -> Result<KeyRecord> {

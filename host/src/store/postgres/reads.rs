@@ -37,6 +37,9 @@ macro_rules! turn_tables {
 statements! {
     TURN = concat!("-- turn\n", turn_columns!(), turn_tables!(), "
  WHERE t.org_id = $1 AND t.turn_id = $2");
+    /// All of an org, by age.
+    TURNS_OF_ORG = concat!("-- turns_of_org\n", turn_columns!(), turn_tables!(), "
+ WHERE t.org_id = $1 AND t.turn_id > $2 ORDER BY t.turn_id LIMIT $3");
     /// Only turns that have a place; private ones when asked for.
     TURNS_FORWARD = concat!("-- turns_forward\n", turn_columns!(), turn_tables!(), "
  WHERE t.org_id = $1 AND t.agent_id = $2 AND t.conversation_id = $3 AND t.seq > $4 AND ($5 OR NOT t.private) ORDER BY t.seq LIMIT $6");
@@ -220,7 +223,7 @@ fn small_or_none(row: &PgRow, column: usize) -> Result<Option<u32>> {
     row.try_get::<Option<i32>, _>(column)?.map(natural).transpose()
 }
 
-fn turn_record(row: &PgRow) -> Result<TurnRecord> {
+pub(super) fn turn_record(row: &PgRow) -> Result<TurnRecord> {
     let corrupt = |what: &str| StoreError::Corrupt(format!("a turn's {what}"));
     let state = match row.try_get::<Option<&str>, _>(7)? {
         Some("waiting" | "ready") => TurnState::Queued,

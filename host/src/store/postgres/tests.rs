@@ -770,6 +770,7 @@ async fn every_statement_says_its_name() {
         standing::STATEMENTS,
         sweep::STATEMENTS,
         retention::STATEMENTS,
+        whole::STATEMENTS,
     ]
     .into_iter()
     .flatten()

@@ -113,7 +113,7 @@ impl SqliteStore {
     }
 }
 
-fn record(row: &SqliteRow) -> Result<ConversationRecord> {
+pub(super) fn record(row: &SqliteRow) -> Result<ConversationRecord> {
     let (head, generation) = (uuid(row, 4)?, uuid(row, 5)?);
     Ok(ConversationRecord {
         agent: id(row, 0)?,

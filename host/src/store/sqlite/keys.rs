@@ -20,7 +20,9 @@ INSERT INTO orgs (org_id, owner_user, created_at) VALUES (?1, ?2, ?3) ON CONFLIC
 SELECT 1 FROM orgs WHERE org_id = ?1";
     /// The one list without an org: it is the operator's.
     ORGS = "-- orgs
-SELECT org_id, owner_user, created_at FROM orgs ORDER BY org_id";
+SELECT org_id, owner_user, created_at, deleting_at FROM orgs ORDER BY org_id";
+    ORG = "-- org
+SELECT org_id, owner_user, created_at, deleting_at FROM orgs WHERE org_id = ?1";
     KEY_NEW = "-- key_new
 INSERT INTO api_keys (org_id, key_id, key_hash, user_id, scopes, name, created_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
     KEY = "-- key
@@ -42,9 +44,12 @@ const LAST_USED_STEP_MS: i64 = 60_000;
 impl SqliteStore {
     pub(super) async fn read_orgs(&self) -> Result<Vec<OrgRecord>> {
         let rows = sqlx::query(ORGS).fetch_all(&self.readers).await?;
-        rows.iter()
-            .map(|row| Ok(OrgRecord { id: id(row, 0)?, owner: id(row, 1)?, created_at: Timestamp(row.try_get(2)?) }))
-            .collect()
+        rows.iter().map(org_record).collect()
+    }
+
+    pub(super) async fn read_org(&self, org: &OrgId) -> Result<Option<OrgRecord>> {
+        let row = sqlx::query(ORG).bind(org.as_str()).fetch_optional(&self.readers).await?;
+        row.as_ref().map(org_record).transpose()
     }
 
     pub(super) async fn read_key(&self, hash: [u8; 32]) -> Result<Option<KeyRecord>> {
@@ -56,6 +61,15 @@ impl SqliteStore {
         let rows = sqlx::query(KEYS).bind(org.as_str()).fetch_all(&self.readers).await?;
         rows.iter().map(record).collect()
     }
+}
+
+fn org_record(row: &SqliteRow) -> Result<OrgRecord> {
+    Ok(OrgRecord {
+        id: id(row, 0)?,
+        owner: id(row, 1)?,
+        created_at: Timestamp(row.try_get(2)?),
+        deleting_at: row.try_get::<Option<i64>, _>(3)?.map(Timestamp),
+    })
 }
 
 fn record(row: &SqliteRow) -> Result<KeyRecord> {

@@ -30,6 +30,9 @@ macro_rules! turn_columns {
 statements! {
     TURN = concat!("-- turn\n", turn_columns!(), "
  WHERE t.org_id = ?1 AND t.turn_id = ?2");
+    /// All of an org, by age.
+    TURNS_OF_ORG = concat!("-- turns_of_org\n", turn_columns!(), "
+ WHERE t.org_id = ?1 AND t.turn_id > ?2 ORDER BY t.turn_id LIMIT ?3");
     /// Only turns that have a place; private ones when asked for.
     TURNS_FORWARD = concat!("-- turns_forward\n", turn_columns!(), "
  WHERE t.org_id = ?1 AND t.agent_id = ?2 AND t.conversation_id = ?3 AND t.seq > ?4 AND (?5 OR t.private = 0) ORDER BY t.seq LIMIT ?6");
@@ -231,7 +234,7 @@ pub(super) fn uuid(row: &SqliteRow, column: usize) -> Result<uuid::Uuid> {
     uuid::Uuid::from_slice(bytes).map_err(|error| StoreError::Corrupt(error.to_string()))
 }
 
-fn turn_record(row: &SqliteRow) -> Result<TurnRecord> {
+pub(super) fn turn_record(row: &SqliteRow) -> Result<TurnRecord> {
     let corrupt = |what: &str| StoreError::Corrupt(format!("a turn's {what}"));
     let state = match row.try_get::<Option<&str>, _>(7)? {
         Some("waiting" | "ready") => TurnState::Queued,

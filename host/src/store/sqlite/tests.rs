@@ -456,6 +456,7 @@ async fn no_statement_scans_a_table() {
         standing::STATEMENTS,
         sweep::STATEMENTS,
         retention::STATEMENTS,
+        whole::STATEMENTS,
         writer::STATEMENTS,
     ];
     for (name, sql) in all.into_iter().flatten() {
@@ -492,6 +493,10 @@ async fn no_statement_scans_a_table() {
             "CONVERSATIONS",
             "CONVERSATIONS_OF",
             "AUDIT",
+            "CONVERSATIONS_OF_ORG",
+            "SNAPSHOTS_OF_ORG",
+            "SNAPSHOTS_OF",
+            "TURNS_OF_ORG",
             "AUDIT_BY_ACTOR",
             "AUDIT_BY_VERB",
             "AUDIT_BY_RESOURCE",
