@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::agent::{Agent, AgentSettings};
 use crate::caller::Scopes;
 use crate::clock::Timestamp;
-use crate::ids::{AgentId, ConversationId, UserId, WorkerName};
+use crate::ids::{AgentId, ConversationId, OrgId, UserId, WorkerName};
 use crate::store::DefaultAgent;
 
 /// Bytes of a name that is kept. An id is shorter; a token's subject may not be.
@@ -178,6 +178,11 @@ impl Act {
     /// An org was made.
     pub fn org_create(owner: &UserId) -> Act {
         Act::new(Verb::OrgCreate, "org", json!({"owner": owner}))
+    }
+
+    /// An org goes. Told of its name's hash: of the name nothing stays either.
+    pub fn org_delete(org: &OrgId) -> Act {
+        Act::new(Verb::OrgDelete, "org", json!({"org_sha256": crate::erase::name_hash(org)}))
     }
 
     /// An org that was there got what it lacked.

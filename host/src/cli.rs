@@ -114,7 +114,7 @@ enum Command {
     Audit(audit::Args),
     /// Read out all of the org, or of a conversation, as JSON lines
     Export(export::Args),
-    /// Make and list orgs, on the database directly
+    /// Make, list and delete orgs, on the database directly
     Orgs(orgs::Args),
     /// Make, list and revoke API keys, on the database directly
     Keys(keys::Args),

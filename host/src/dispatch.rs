@@ -14,6 +14,7 @@ use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
+use crate::erase::Leaving;
 use crate::event::{self, Event};
 use crate::events::{LiveTurn, LiveTurns};
 use crate::ids::{AgentId, OrgId, ReplicaId, TurnId};
@@ -63,6 +64,8 @@ pub struct Dispatch {
     pub watch: Arc<Watch>,
     /// What hints were about.
     pub hinted: Hinted,
+    /// Orgs that are being deleted.
+    pub leaving: Leaving,
     /// A batch had no answer: what it claimed may be held and not run.
     pub claims_in_doubt: AtomicBool,
     /// Whether other hosts use the store.
@@ -136,6 +139,7 @@ impl Dispatch {
             soon: Soon::default(),
             watch: Arc::default(),
             hinted: Hinted::default(),
+            leaving: Leaving::default(),
             claims_in_doubt: AtomicBool::new(false),
             shared,
             running: DashMap::new(),

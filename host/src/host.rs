@@ -22,7 +22,7 @@ use crate::store::postgres::{PostgresOptions, PostgresStore};
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::{Store, StoreError};
 use crate::turn::{CancelledBy, Outcome, TurnState};
-use crate::{replica, supervisor, sweep, watch};
+use crate::{erase, replica, supervisor, sweep, watch};
 
 /// How long the guests' threads may take to end.
 const GUESTS_LEAVE_WITHIN: Duration = Duration::from_secs(1);
@@ -141,6 +141,7 @@ impl Host {
         background(Box::pin(dispatch.clone().claim_ready()));
         background(Box::pin(supervisor::supervise(dispatch.clone(), tasks.clone())));
         background(Box::pin(sweep::sweep(dispatch.clone(), store.clone())));
+        background(Box::pin(erase::erase(dispatch.clone(), store.clone())));
         background(Box::pin(replica::renew(dispatch.clone(), store.clone(), registered)));
         background(Box::pin(replica::follow_time(dispatch.clone(), store.clone())));
         background(Box::pin(replica::drop_stale(dispatch.clone(), store.clone())));

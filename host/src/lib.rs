@@ -64,6 +64,8 @@ pub mod supervisor;
 
 pub mod sweep;
 
+pub mod erase;
+
 pub mod replica;
 
 pub mod kill_point;

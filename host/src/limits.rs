@@ -42,6 +42,8 @@ limits! {
     turn_retention_days: u32 = 0;
     /// After so many days an entry of the audit goes; at least 30. 0: never.
     audit_retention_days: u32 = 365;
+    /// After an org is marked for deletion, so long until its rows go: requests that were let in before are over then.
+    org_deletion_grace_ms: u64 = 15_000;
     /// The longest `Prefer: wait`.
     wait_ms_max: u64 = 60_000;
     /// Items of one page of a list.

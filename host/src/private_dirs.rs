@@ -195,6 +195,37 @@ impl PrivateDirs {
         }
     }
 
+    /// Removes all that is an org's, which is being deleted: no turn of it runs or will.
+    pub async fn erase_org(self: Arc<Self>, org: &OrgId) {
+        let (root, org) = (self.root.clone(), org.clone());
+        let found = blocking(move || {
+            let mut places = Vec::new();
+            for entry in fs::read_dir(&root)? {
+                let path = entry?.path();
+                if path.file_name().is_some_and(|name| name.len() == 2) {
+                    places.extend(fs::read_dir(&path)?.filter_map(|place| Some(place.ok()?.path())));
+                }
+            }
+            let of_org = |place: PathBuf| {
+                let owner = owner_of(&place).ok().flatten()?;
+                (owner.org == org).then_some((owner, place))
+            };
+            Ok(places.into_iter().filter_map(of_org).collect::<Vec<_>>())
+        });
+        let found = found.await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "private directories could not be looked through");
+            Vec::new()
+        });
+        for (owner, place) in found {
+            // Once the guest of a turn that was ended has left it.
+            let taken = self.clone().take(owner.place()).await;
+            if let Err(error) = blocking(move || tree::remove(&place)).await {
+                tracing::warn!(%error, "a private directory of a deleted org could not be removed; it is tried again");
+            }
+            drop(taken);
+        }
+    }
+
     /// The one rule. A generation that is seen on the disk and is not the conversation's afterwards is dead for ever. Of a conversation that the store
     /// has never had nothing is removed: deleting one leaves its row, so this is another database than the one that was here.
     async fn settle(&self, owner: &Owner, taken: &Taken) {

@@ -142,6 +142,14 @@ impl Registry {
         self.agents.invalidate(&(org.clone(), id.clone()));
     }
 
+    /// Nothing of an org is at hand any more.
+    pub fn forget_org(&self, org: &OrgId) {
+        let agents: Vec<_> = self.agents.iter().filter(|(key, _)| key.0 == *org).map(|(key, _)| key).collect();
+        agents.iter().for_each(|key| self.agents.invalidate(&**key));
+        let workers: Vec<_> = self.workers.iter().filter(|(key, _)| key.0 == *org).map(|(key, _)| key).collect();
+        workers.iter().for_each(|key| self.workers.invalidate(&**key));
+    }
+
     /// A deleted worker's versions are no longer at hand: its name may come to mean other bytes.
     pub fn forget_worker(&self, org: &OrgId, name: &WorkerName) {
         for version in 1..=u32::try_from(self.limits.worker_versions_kept).unwrap_or(u32::MAX) {

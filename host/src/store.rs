@@ -276,6 +276,16 @@ pub trait Store: Send + Sync + 'static {
     async fn org(&self, org: &OrgId) -> Result<Option<OrgRecord>>;
     /// Orgs by id.
     async fn orgs(&self) -> Result<Vec<OrgRecord>>;
+    /// Marks an org for deletion and ends its keys: from now on it is nobody's. `false`: there is no such org. Told in the host's own audit.
+    async fn mark_org(&self, org: &OrgId, now: Timestamp, by: &Actor) -> Result<bool>;
+    /// Orgs that are marked.
+    async fn deleting_orgs(&self) -> Result<Vec<OrgRecord>>;
+    /// An org's live turns, at most `limit`.
+    async fn live_turns(&self, org: &OrgId, limit: usize) -> Result<Vec<TurnId>>;
+    /// The digests of an org's modules.
+    async fn module_digests(&self, org: &OrgId) -> Result<Vec<[u8; 32]>>;
+    /// Deletes at most so many rows of a marked org without live turns; at last the org itself.
+    async fn erase_org(&self, org: &OrgId, limit: usize) -> Result<Erased>;
     /// Stores a key by the SHA-256 of its secret. `false`: there is no such org.
     async fn create_key(&self, hash: [u8; 32], key: &KeyRecord, by: &Actor) -> Result<bool>;
     /// The key with this SHA-256, whatever its state.

@@ -92,6 +92,10 @@ pub async fn submit(host: &Host, submission: Submission) -> Result<Submitted, Su
     if dispatch.draining() {
         return Err(SubmitError::Draining);
     }
+    // Whoever was let in before the org was marked finds nothing of it.
+    if dispatch.leaving.contains(&submission.org) {
+        return Err(SubmitError::NoSuchAgent);
+    }
     let agent = host.agent(&submission.org, &submission.agent).await?.ok_or(SubmitError::NoSuchAgent)?;
     let limits = &host.config.limits;
     let turn = TurnId::new();

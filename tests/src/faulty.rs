@@ -20,9 +20,9 @@ use turnhouse::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, 
 use turnhouse::lease::Lease;
 use turnhouse::notes::NotesChange;
 use turnhouse::store::{
-    Among, ConversationRecord, Deleted, Direction, Ended, EventPage, Finding, Hint, KeyRecord, LiveCounts, OrgRecord,
-    Page, Progress, Provisioned, PutAgent, PutWorker, Result, Retained, Retention, SnapshotPlace, SnapshotRecord,
-    Starter, Store, StoreError, StoreStatus, SweepFindings, TurnRecord, WorkerVersion, Write, Written,
+    Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, Hint, KeyRecord, LiveCounts,
+    OrgRecord, Page, Progress, Provisioned, PutAgent, PutWorker, Result, Retained, Retention, SnapshotPlace,
+    SnapshotRecord, Starter, Store, StoreError, StoreStatus, SweepFindings, TurnRecord, WorkerVersion, Write, Written,
 };
 use uuid::Uuid;
 
@@ -419,6 +419,26 @@ impl Store for Faulty {
 
     async fn orgs(&self) -> Result<Vec<OrgRecord>> {
         self.through(Call::Read, self.store.orgs()).await
+    }
+
+    async fn mark_org(&self, org: &OrgId, now: Timestamp, by: &Actor) -> Result<bool> {
+        self.through(Call::Read, self.store.mark_org(org, self.now(now), by)).await
+    }
+
+    async fn deleting_orgs(&self) -> Result<Vec<OrgRecord>> {
+        self.through(Call::Read, self.store.deleting_orgs()).await
+    }
+
+    async fn live_turns(&self, org: &OrgId, limit: usize) -> Result<Vec<TurnId>> {
+        self.through(Call::Read, self.store.live_turns(org, limit)).await
+    }
+
+    async fn module_digests(&self, org: &OrgId) -> Result<Vec<[u8; 32]>> {
+        self.through(Call::Read, self.store.module_digests(org)).await
+    }
+
+    async fn erase_org(&self, org: &OrgId, limit: usize) -> Result<Erased> {
+        self.through(Call::Read, self.store.erase_org(org, limit)).await
     }
 
     async fn create_key(&self, hash: [u8; 32], key: &KeyRecord, by: &Actor) -> Result<bool> {

@@ -128,6 +128,15 @@ impl Sandbox {
         self.loaded.try_get_with((org.clone(), digest), make).await
     }
 
+    /// Drops an org's module from memory and from the disk.
+    pub async fn forget(&self, org: &OrgId, digest: [u8; 32]) {
+        self.loaded.invalidate(&(org.clone(), digest)).await;
+        if let Some(cache) = self.cache.clone() {
+            let name = cache.name(org, &digest);
+            let _ = self.handle.spawn_blocking(move || cache.forget(&name)).await;
+        }
+    }
+
     async fn load_cached(&self, cache: Arc<ModuleCache>, name: CacheName) -> Option<Module> {
         let engine = self.engine.clone();
         let read = self.handle.spawn_blocking(move || {

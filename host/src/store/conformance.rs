@@ -73,6 +73,7 @@ macro_rules! rules {
             orgs: [
                 provisioning_makes_an_org_whole_once, provisioning_leaves_what_an_admin_curated, provisioning_names_no_worker_of_somebodys_own,
                 a_full_org_is_told_that_it_has_no_room, o1_the_default_is_the_orgs_own,
+                an_org_goes_in_pieces_and_only_once_it_is_marked_and_idle, a_marked_org_is_nobodys,
             ]
             torture: [r1_torture_leaves_no_trace,]
             model: [every_answer_is_one_that_the_protocol_allows,]

@@ -22,6 +22,7 @@ use crate::clock::Timestamp;
 mod audit;
 mod catalog;
 mod conversations;
+mod erase;
 mod facade;
 mod hints;
 mod keys;

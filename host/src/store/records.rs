@@ -532,6 +532,8 @@ pub enum DefaultAgent {
     LeftOut,
     /// None: the org has as many agents or workers as it may.
     NoRoom,
+    /// The org is being deleted, and nothing was done.
+    Deleting,
 }
 
 impl DefaultAgent {
@@ -539,13 +541,24 @@ impl DefaultAgent {
     pub fn provided(&self) -> Option<&AgentId> {
         match self {
             DefaultAgent::Flagged(agent) | DefaultAgent::Made(agent) => Some(agent),
-            DefaultAgent::Kept(_) | DefaultAgent::LeftOut | DefaultAgent::NoRoom => None,
+            DefaultAgent::Kept(_) | DefaultAgent::LeftOut | DefaultAgent::NoRoom | DefaultAgent::Deleting => None,
         }
     }
 
     pub(super) fn is_repair(&self) -> bool {
         self.provided().is_some()
     }
+}
+
+/// What became of a step of an org's deletion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Erased {
+    /// Nothing went: turns of it are live, or nobody has marked it.
+    Not,
+    /// So many rows went, and there may be more.
+    Rows(usize),
+    /// Nothing of it is left.
+    Whole,
 }
 
 /// What a sweep found to be done. It only names; [`Write::Commit`] decides.

@@ -26,6 +26,7 @@ mod claim;
 mod commit;
 mod conversations;
 mod counts;
+mod erase;
 mod facade;
 mod keys;
 mod orgs;

@@ -109,3 +109,71 @@ pub(in crate::store) async fn o1_the_default_is_the_orgs_own(world: &World) {
     assert!(world.store.default_agent(&org("zeta")).await.unwrap().is_none());
     assert!(world.store.default_agent(&org("nowhere")).await.unwrap().is_none());
 }
+
+pub(in crate::store) async fn an_org_goes_in_pieces_and_only_once_it_is_marked_and_idle(world: &World) {
+    let (acme, store) = (org("acme"), &world.store);
+    let step = async || store.erase_org(&acme, 2).await.unwrap();
+    assert_eq!(step().await, Erased::Not, "nobody has marked it");
+    for lane in ["a", "b", "c"] {
+        let claimed = world.submit_and_start(world.message(lane)).await;
+        world.append(&claimed, deltas(1, &["said"])).await;
+        world.complete(&claimed, Some(b"state")).await;
+    }
+    let theirs = world.submit_and_start(world.message_of_zeta("a")).await;
+    world.complete(&theirs, Some(b"theirs")).await;
+    let live = world.submit(world.message("d")).await;
+    assert!(!store.mark_org(&org("nowhere"), world.now(), &by()).await.unwrap());
+    assert!(store.mark_org(&acme, world.now(), &by()).await.unwrap());
+    let marked = store.deleting_orgs().await.unwrap();
+    assert_eq!((marked.len(), &marked[0].id, marked[0].deleting_at), (1, &acme, Some(world.now())));
+    assert_eq!(store.live_turns(&acme, 9).await.unwrap(), [live]);
+    assert_eq!(step().await, Erased::Not, "a turn of it is live");
+    world.cancel(live).await;
+    let digest = store.module_digests(&acme).await.unwrap();
+    assert_eq!(digest.len(), 1);
+    let mut steps = 0;
+    loop {
+        match step().await {
+            Erased::Rows(rows) => assert!((1..=2).contains(&rows), "no more at once"),
+            Erased::Whole => break,
+            Erased::Not => panic!("it is marked and idle"),
+        }
+        steps += 1;
+        assert!(steps < 100, "it comes to an end");
+    }
+    assert!(steps > 6);
+    assert!(store.org(&acme).await.unwrap().is_none() && store.deleting_orgs().await.unwrap().is_empty());
+    assert!(store.audit(Some(&acme), &AuditFilter::All, Timestamp(0), None, 9).await.unwrap().items.is_empty());
+    assert!(store.module(&acme, digest[0]).await.unwrap().is_none());
+    assert_eq!(step().await, Erased::Whole, "there is nothing of it");
+    // The other one is whole.
+    assert!(store.module(&org("zeta"), digest[0]).await.unwrap().is_some());
+    let next = world.submit_and_start(world.message_of_zeta("a")).await;
+    assert_eq!(next.head.unwrap().snapshot.unwrap().body.as_deref(), Some(&b"theirs"[..]));
+}
+
+pub(in crate::store) async fn a_marked_org_is_nobodys(world: &World) {
+    let (acme, store) = (org("acme"), &world.store);
+    let key = |id: &str| KeyRecord {
+        id: id.to_owned(),
+        org: acme.clone(),
+        user: user("ann"),
+        scopes: Scopes::ADMIN,
+        name: String::new(),
+        created_at: world.now(),
+        expires_at: None,
+        revoked_at: None,
+        last_used_at: None,
+    };
+    assert!(store.create_key([1; 32], &key("1"), &by()).await.unwrap());
+    store.mark_org(&acme, world.now(), &by()).await.unwrap();
+    assert_eq!(
+        store.key([1; 32]).await.unwrap().unwrap().revoked_at,
+        Some(world.now()),
+        "its keys ended with the mark"
+    );
+    assert!(!store.create_key([2; 32], &key("2"), &by()).await.unwrap(), "and there are no new ones");
+    assert_eq!(provision(world, "acme").await.default, DefaultAgent::Deleting);
+    let marked = store.orgs().await.unwrap().into_iter().find(|org| org.id == acme).unwrap();
+    assert_eq!(marked.deleting_at, Some(world.now()));
+}

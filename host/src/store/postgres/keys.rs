@@ -27,7 +27,7 @@ SELECT org_id, owner_user, created_at, deleting_at FROM orgs WHERE org_id = $1";
     KEY_NEW = "-- key_new
 INSERT INTO api_keys (org_id, key_id, key_hash, user_id, scopes, name, created_at, expires_at)
 SELECT $1, $2, $3, $4, $5, $6, n.now, n.now + ($8::bigint - $7::bigint)
-  FROM (SELECT coalesce($9::bigint, turnhouse_now()) AS now) n WHERE EXISTS (SELECT 1 FROM orgs WHERE org_id = $1)";
+  FROM (SELECT coalesce($9::bigint, turnhouse_now()) AS now) n WHERE EXISTS (SELECT 1 FROM orgs WHERE org_id = $1 AND deleting_at IS NULL)";
     KEY = "-- key
 SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at FROM api_keys WHERE key_hash = $1";
     KEYS = "-- keys
@@ -135,7 +135,7 @@ impl PostgresStore {
     }
 }
 
-fn org_record(row: &PgRow) -> Result<OrgRecord> {
+pub(super) fn org_record(row: &PgRow) -> Result<OrgRecord> {
     Ok(OrgRecord {
         id: id(row, 0)?,
         owner: id(row, 1)?,

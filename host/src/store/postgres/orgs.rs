@@ -14,6 +14,8 @@ statements! {
     /// An owner that is there stays.
     ORG_OWNED = "-- org_owned
 UPDATE orgs SET owner_user = $2 WHERE org_id = $1 AND owner_user = ''";
+    ORG_LEAVING = "-- org_leaving
+SELECT 1 FROM orgs WHERE org_id = $1 AND deleting_at IS NOT NULL";
     ORG_PROVISIONED = "-- org_provisioned
 SELECT provisioned_at IS NOT NULL FROM orgs WHERE org_id = $1";
     ORG_PROVISION = "-- org_provision
@@ -37,6 +39,10 @@ impl PostgresStore {
         let mut tx = self.begin(BEGIN_LARGE).await?;
         let created = self.put_org(&mut tx, org, owner, now, by).await?;
         self.query(ORG_LOCK).bind(id).execute(&mut *tx).await?;
+        let leaving = self.query(ORG_LEAVING).bind(id).fetch_optional(&mut *tx).await?.is_some();
+        if leaving {
+            return Ok(Provisioned { created, owner_set: false, default: DefaultAgent::Deleting });
+        }
         let owned = self.query(ORG_OWNED).bind(id).bind(owner.as_str()).execute(&mut *tx).await?;
         let owner_set = owned.rows_affected() == 1;
         let default = self.provide_default(&mut tx, org, starter, now, by).await?;

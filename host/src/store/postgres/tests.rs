@@ -763,6 +763,7 @@ async fn every_statement_says_its_name() {
         audit::STATEMENTS,
         catalog::STATEMENTS,
         conversations::STATEMENTS,
+        erase::STATEMENTS,
         facade::STATEMENTS,
         keys::STATEMENTS,
         orgs::STATEMENTS,

@@ -18,9 +18,9 @@ use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, Work
 use crate::lease::Lease;
 use crate::notes::NotesChange;
 use crate::store::{
-    Among, ConversationRecord, Deleted, Direction, Ended, EventPage, Finding, KeyRecord, LiveCounts, OrgRecord, Page,
-    Progress, Provisioned, PutAgent, PutWorker, Result, Retained, Retention, SnapshotPlace, SnapshotRecord, Starter,
-    Store, StoreStatus, SweepFindings, TurnRecord, WorkerVersion, Write, Written,
+    Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, KeyRecord, LiveCounts, OrgRecord,
+    Page, Progress, Provisioned, PutAgent, PutWorker, Result, Retained, Retention, SnapshotPlace, SnapshotRecord,
+    Starter, Store, StoreStatus, SweepFindings, TurnRecord, WorkerVersion, Write, Written,
 };
 
 statements! {
@@ -343,6 +343,29 @@ impl Store for SqliteStore {
 
     async fn orgs(&self) -> Result<Vec<OrgRecord>> {
         self.read_orgs().await
+    }
+
+    async fn mark_org(&self, org: &OrgId, now: Timestamp, by: &Actor) -> Result<bool> {
+        let (org, by) = (org.clone(), by.clone());
+        self.write_with(now, move |tx| tx.mark_org(&org, &by)).await
+    }
+
+    async fn deleting_orgs(&self) -> Result<Vec<OrgRecord>> {
+        self.read_deleting().await
+    }
+
+    async fn live_turns(&self, org: &OrgId, limit: usize) -> Result<Vec<TurnId>> {
+        self.read_live_turns(org, limit).await
+    }
+
+    async fn module_digests(&self, org: &OrgId) -> Result<Vec<[u8; 32]>> {
+        self.read_digests(org).await
+    }
+
+    async fn erase_org(&self, org: &OrgId, limit: usize) -> Result<Erased> {
+        self.owns_turns()?;
+        let org = org.clone();
+        self.write_with(Timestamp(0), move |tx| tx.erase_org(&org, limit)).await
     }
 
     async fn create_key(&self, hash: [u8; 32], key: &KeyRecord, by: &Actor) -> Result<bool> {

@@ -17,7 +17,7 @@ statements! {
     ORG_NEW = "-- org_new
 INSERT INTO orgs (org_id, owner_user, created_at) VALUES (?1, ?2, ?3) ON CONFLICT (org_id) DO NOTHING";
     ORG_KNOWN = "-- org_known
-SELECT 1 FROM orgs WHERE org_id = ?1";
+SELECT 1 FROM orgs WHERE org_id = ?1 AND deleting_at IS NULL";
     /// The one list without an org: it is the operator's.
     ORGS = "-- orgs
 SELECT org_id, owner_user, created_at, deleting_at FROM orgs ORDER BY org_id";
@@ -63,7 +63,7 @@ impl SqliteStore {
     }
 }
 
-fn org_record(row: &SqliteRow) -> Result<OrgRecord> {
+pub(super) fn org_record(row: &SqliteRow) -> Result<OrgRecord> {
     Ok(OrgRecord {
         id: id(row, 0)?,
         owner: id(row, 1)?,

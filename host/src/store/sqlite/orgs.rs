@@ -32,6 +32,9 @@ impl Tx<'_> {
         by: &Actor,
     ) -> Tried<Provisioned> {
         let created = self.create_org(org, owner, by)?;
+        if !created && !self.conn.prepare_cached(super::keys::ORG_KNOWN)?.exists(params![org.as_str()])? {
+            return Ok(Provisioned { created, owner_set: false, default: DefaultAgent::Deleting });
+        }
         let owner_set = self.conn.prepare_cached(ORG_OWNED)?.execute(params![org.as_str(), owner.as_str()])? == 1;
         let default = self.provide_default(org, starter, by)?;
         if !created && (owner_set || default.is_repair()) {
