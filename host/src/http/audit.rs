@@ -17,6 +17,7 @@ use super::problem::{Code, Problem};
 use super::views::json;
 use crate::audit::{AuditEntry, AuditFilter, AuditPlace, Verb};
 use crate::clock::Timestamp;
+use crate::ids::OrgId;
 
 /// What a cursor of this list begins with.
 const CURSOR: char = 'u';
@@ -86,6 +87,8 @@ struct AuditQuery {
     filter: AuditFilter,
     since: Timestamp,
     before: Option<AuditPlace>,
+    /// Of which org's list its cursor says that it is.
+    cursor_of: Option<String>,
 }
 
 impl FromRequestParts<Gateway> for AuditQuery {
@@ -119,12 +122,15 @@ impl AuditQuery {
             }
             _ => return Err(malformed("name one of `actor`, `verb` and `resource`; `since` and `until` go with each")),
         };
-        let before = match (query.after, time(query.until, "until")?) {
-            (Some(cursor), _) => Some(place(&cursor).ok_or_else(invalid_cursor)?),
-            (None, until) => until.map(AuditPlace::until),
+        let (before, cursor_of) = match (query.after, time(query.until, "until")?) {
+            (Some(cursor), _) => {
+                let (place, of) = place(&cursor).ok_or_else(invalid_cursor)?;
+                (Some(place), Some(of))
+            }
+            (None, until) => (until.map(AuditPlace::until), None),
         };
         let since = time(query.since, "since")?.unwrap_or(Timestamp(0));
-        Ok(AuditQuery { limit: checked_limit(query.limit, items_max)?, filter, since, before })
+        Ok(AuditQuery { limit: checked_limit(query.limit, items_max)?, filter, since, before, cursor_of })
     }
 }
 
@@ -136,10 +142,17 @@ fn bounded(name: String) -> Result<String, Problem> {
     Err(Problem::new(Code::MalformedRequest, "`actor` and `resource` have 1 to 320 bytes"))
 }
 
-fn place(cursor: &str) -> Option<AuditPlace> {
+/// A cursor's place, and which org it is of.
+fn place(cursor: &str) -> Option<(AuditPlace, String)> {
     let text = decode(CURSOR, cursor)?;
-    let (at, id) = text.split_once('.')?;
-    Some(AuditPlace { at: Timestamp(at.parse().ok()?), id: id.parse().ok()? })
+    let mut parts = text.splitn(3, '.');
+    let (at, id, of) = (parts.next()?, parts.next()?, parts.next()?);
+    Some((AuditPlace { at: Timestamp(at.parse().ok()?), id: id.parse().ok()? }, of.to_owned()))
+}
+
+/// What a cursor says of its org: a place is a time, and would lead into any org's list.
+fn tag(org: &OrgId) -> String {
+    crate::erase::name_hash(org)[..16].to_owned()
 }
 
 /// List what was done
@@ -158,10 +171,14 @@ async fn list_audit(
     caller: May<Administer>,
     query: AuditQuery,
 ) -> Result<Response, Problem> {
-    let AuditQuery { limit, filter, since, before } = query;
+    let AuditQuery { limit, filter, since, before, cursor_of } = query;
+    let tag = tag(&caller.org);
+    if cursor_of.is_some_and(|of| of != tag) {
+        return Err(invalid_cursor());
+    }
     let page = gateway.host.store.audit(Some(&caller.org), &filter, since, before, limit).await?;
     let last = page.items.last().filter(|_| page.more);
-    let next = last.map(|last| encode(CURSOR, format_args!("{}.{}", last.at.0, last.id.simple())));
+    let next = last.map(|last| encode(CURSOR, format_args!("{}.{}.{tag}", last.at.0, last.id.simple())));
     json(StatusCode::OK, &List { items: page.items.into_iter().map(AuditView::from).collect(), next })
 }
 
@@ -190,10 +207,11 @@ mod tests {
     #[test]
     fn a_cursor_is_a_place_and_only_of_this_list() {
         let id = Uuid::from_u128(7);
-        let cursor = encode(CURSOR, format_args!("12.{}", id.simple()));
-        let place = parse(&format!("/?after={cursor}")).unwrap().before.unwrap();
-        assert_eq!(place, AuditPlace { at: Timestamp(12), id });
-        for bad in [encode('a', "12.x"), encode(CURSOR, "12"), encode(CURSOR, "x.y"), "!!".to_owned()] {
+        let cursor = encode(CURSOR, format_args!("12.{}.abc", id.simple()));
+        let query = parse(&format!("/?after={cursor}")).unwrap();
+        assert_eq!(query.before, Some(AuditPlace { at: Timestamp(12), id }));
+        assert_eq!(query.cursor_of.as_deref(), Some("abc"));
+        for bad in [encode('a', "12.x"), encode(CURSOR, "12"), encode(CURSOR, "x.y.z"), "!!".to_owned()] {
             assert_eq!(parse(&format!("/?after={bad}")).unwrap_err().code(), Code::InvalidCursor, "{bad}");
         }
     }

@@ -57,8 +57,11 @@ impl Answer {
     }
 }
 
-/// A line of an event stream.
+/// A line of an event stream, or of an export.
 fn frame_line(line: &str) -> String {
+    if let Ok(Value::Object(object)) = serde_json::from_str(line) {
+        return plain(Value::Object(object)).to_string();
+    }
     let data = line.strip_prefix("data: ").and_then(|data| serde_json::from_str(data).ok());
     data.map_or_else(|| line.to_owned(), |data| format!("data: {}", plain(data)))
 }
@@ -68,12 +71,15 @@ fn plain(mut value: Value) -> Value {
         Value::Object(map) => {
             map.remove("request_id");
             for (name, value) in map.iter_mut().filter(|(_, value)| !value.is_null()) {
-                // A cursor may hold an id that was made.
-                let measured = name.ends_with("_at") || ["compile_ms", "usage", "next"].contains(&name.as_str());
+                // A cursor may hold an id that was made, and a credential is a key's.
+                let measured = name.ends_with("_at")
+                    || ["at", "compile_ms", "usage", "next", "credential"].contains(&name.as_str());
                 *value = if measured { json!("…") } else { plain(value.take()) };
             }
         }
         Value::Array(items) => items.iter_mut().for_each(|item| *item = plain(item.take())),
+        // A key's id is made from its secret.
+        Value::String(text) if text.starts_with("key/") => *text = "key/…".to_owned(),
         Value::String(text) => *text = masked(text),
         _ => {}
     }

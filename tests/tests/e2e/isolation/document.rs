@@ -68,6 +68,13 @@ fn fill(names: &Names, place: &str, name: &str) -> Option<Fill> {
         ("body", "environment") => one(json!({ "TONE": "dry" })),
         ("body", "allowed_hosts") => one(json!(["example.org"])),
         ("body", "model") => one("small".into()),
+        ("body", "title") => one("Counting".into()),
+        ("body", "metadata") => one(json!({ "ticket": "4711" })),
+        ("query", "actor") => one(names.user.into()),
+        ("query", "verb") => one("agent.create".into()),
+        ("query", "resource") => one(format!("agent/{}", names.agent).into()),
+        ("query", "since") => one("2020-01-01T00:00:00Z".into()),
+        ("query", "until") => one("2100-01-01T00:00:00Z".into()),
         _ => None,
     }
 }

@@ -5,6 +5,7 @@
 
 use reqwest::Method;
 use serde_json::{Map, Value, json};
+use turnhouse::audit::Actor;
 use turnhouse::caller::Scopes;
 use turnhouse::keys;
 use turnhouse_tests::{Client, TestHost};
@@ -209,7 +210,9 @@ async fn revoked(host: &TestHost) -> Client {
     let (org, user) = ("club".parse().expect("an org"), "root".parse().expect("a user"));
     let key = keys::mint(org, user, scopes, "revoked", None, now);
     let store = &host.host.store;
-    assert!(store.create_key(key.hash, &key.record).await.expect("it is stored"));
-    assert!(store.revoke_key(&key.record.org, &key.record.id, now).await.expect("it is revoked"));
+    assert!(store.create_key(key.hash, &key.record, &Actor::command_line()).await.expect("it is stored"));
+    assert!(
+        store.revoke_key(&key.record.org, &key.record.id, now, &Actor::command_line()).await.expect("it is revoked")
+    );
     Client::new(&host.url, &key.secret)
 }
