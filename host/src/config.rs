@@ -31,6 +31,10 @@ pub struct Config {
     pub database_listen_url: Option<DatabaseUrl>,
     /// Under which clients reach this host; for links in messages.
     pub public_url: Option<String>,
+    /// Certificate and key; without them the gateway speaks plain HTTP, for a proxy that terminates TLS.
+    pub tls: Option<TlsFiles>,
+    /// Web pages of these origins may call from a browser: `https://app.example.org`. None, unless they are named.
+    pub cors_origins: Vec<String>,
     /// Memory for the whole host, bytes. When set, `limits.host_running_max` and `keep_resident_bytes` follow from it.
     pub memory_budget_bytes: Option<u64>,
     /// Linear memory that a pool slot keeps between turns, bytes. More is faster and costs `host_running_max` times as much.
@@ -44,6 +48,16 @@ pub struct Config {
     pub compiler: Option<PathBuf>,
     /// Bounds.
     pub limits: Limits,
+}
+
+/// Where a certificate lies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsFiles {
+    /// The host's own certificate and then its issuers', PEM.
+    pub certificate: PathBuf,
+    /// The certificate's private key, PEM. Nobody else's to read.
+    pub key: PathBuf,
 }
 
 /// A database's address. May hold a password: never printed.
@@ -80,6 +94,8 @@ impl Default for Config {
             database_connections: 10,
             database_listen_url: None,
             public_url: None,
+            tls: None,
+            cors_origins: Vec::new(),
             memory_budget_bytes: None,
             keep_resident_bytes: 256 * 1024,
             guest_threads: 0,
@@ -112,8 +128,20 @@ impl Config {
         }
         let config: Config = figment.extract()?;
         config.limits.check().map_err(anyhow::Error::msg)?;
+        config.cors_origins.iter().try_for_each(|origin| check_origin(origin))?;
         Ok(config)
     }
+}
+
+/// An origin as browsers write it: scheme, host and port, in lower case. `*` would let every page that a key's holder looks at use it.
+fn check_origin(origin: &str) -> anyhow::Result<()> {
+    let rest = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://")).unwrap_or_default();
+    let host = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b".-:[]".contains(&b);
+    anyhow::ensure!(
+        !rest.is_empty() && rest.bytes().all(host),
+        "cors_origins: {origin:?} is no origin; write each as a browser does, scheme, host and port and nothing else: \"https://app.example.org\""
+    );
+    Ok(())
 }
 
 #[cfg(test)]
@@ -127,6 +155,29 @@ mod tests {
         assert!(!format!("{config:?}").contains("secret"));
         let wrong = Config::load(None, vec![("database_url", 7_i64.into())]).unwrap_err().to_string();
         assert!(wrong.contains("database_url"), "{wrong}");
+    }
+
+    #[test]
+    fn origins_are_listed_and_never_all() {
+        let load =
+            |origin: &str| Config::load(None, vec![("cors_origins", vec![origin].into())]).map(|c| c.cors_origins);
+        for good in ["https://app.example.org", "http://localhost:3000", "http://[::1]:3000"] {
+            assert_eq!(load(good).unwrap(), [good]);
+        }
+        for bad in [
+            "*",
+            "https://*.example.org",
+            "null",
+            "",
+            "https://",
+            "app.example.org",
+            "https://a/",
+            "https://A",
+            "https://a\r\nx",
+        ] {
+            let error = load(bad).unwrap_err().to_string();
+            assert!(error.contains("cors_origins"), "{bad}: {error}");
+        }
     }
 
     #[test]

@@ -23,6 +23,8 @@ mod observe;
 
 mod unread;
 
+mod cors;
+
 mod auth;
 
 mod params;
@@ -65,7 +67,7 @@ pub mod openapi;
 mod tests;
 
 pub use auth::Peer;
-pub use serve::serve;
+pub use serve::{Tls, serve, serve_on};
 
 use problem::{Code, Problem};
 
@@ -103,13 +105,17 @@ impl Gateway {
 
     fn router(&self) -> Router {
         let (routes, _document) = routes().split_for_parts();
-        routes
+        let routes = routes
             .fallback(async || Problem::new(Code::NotFound, "there is no such route; /openapi.json lists them"))
             .method_not_allowed_fallback(async || {
                 Problem::new(Code::MethodNotAllowed, "this route has other methods; the Allow header lists them")
-            })
-            .layer(axum::middleware::from_fn_with_state(self.clone(), observe::observe))
-            .with_state(self.clone())
+            });
+        // A preflight has no key and is no route's.
+        let routes = match cors::layer(&self.host.config.cors_origins) {
+            Some(cors) => routes.layer(cors),
+            None => routes,
+        };
+        routes.layer(axum::middleware::from_fn_with_state(self.clone(), observe::observe)).with_state(self.clone())
     }
 }
 

@@ -206,7 +206,7 @@ fn wait_s(failures: &Failures) -> u64 {
 }
 
 /// Who has one IPv6 address has its /64.
-fn counted_as(address: IpAddr) -> IpAddr {
+pub(crate) fn counted_as(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => {
             let [a, b, c, d, ..] = v6.segments();

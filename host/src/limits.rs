@@ -24,6 +24,10 @@ const MIB: usize = 1024 * KIB;
 
 limits! {
     // The edge.
+    /// A request's path and query.
+    url_bytes_max: usize = 8 * KIB;
+    /// Connections from one address (an IPv6 address' /64), this machine's own aside: a proxy's are everybody's. 0: any number.
+    connections_per_address_max: usize = 1_024;
     /// A request's body, workers aside.
     request_body_bytes_max: usize = 2 * MIB;
     /// The texts and JSON of one message.
@@ -192,6 +196,7 @@ impl Limits {
     /// Names the first setting that contradicts another, with what to change.
     pub fn check(&self) -> Result<(), String> {
         let positive = [
+            ("url_bytes_max", self.url_bytes_max / 256),
             ("host_running_max", self.host_running_max),
             ("org_running_max", self.org_running_max),
             ("conversation_queue_max", self.conversation_queue_max),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use tracing::Instrument as _;
 
 use crate::agent::Agent;
 use crate::agent::NO_FILE_MODE;
@@ -31,9 +32,17 @@ const COMMIT_AGAIN_MS: u64 = 100;
 pub async fn run(dispatch: Arc<Dispatch>, claimed: Claimed, running: Arc<Running>, live: Arc<LiveTurn>, slot: Slot) {
     kill_point::pass("after_claim");
     let tracked = Tracked { dispatch: &dispatch, running: &running };
-    step_through(&dispatch, claimed, &running, live).await;
+    let span = span(&claimed);
+    step_through(&dispatch, claimed, &running, live).instrument(span).await;
     drop(tracked);
     drop(slot);
+}
+
+/// Under which whatever is logged of a turn stands: whose it is, and nothing of what it says.
+fn span(claimed: &Claimed) -> tracing::Span {
+    let conversation = claimed.envelope.conversation.as_ref().map(tracing::field::display);
+    let (lease, agent) = (&claimed.lease, &claimed.agent);
+    tracing::info_span!("turn", org = %lease.org, %agent, conversation, turn = %lease.turn, epoch = lease.epoch)
 }
 
 /// Ends the tracking of a run, also where the guests' runtime ends before it.
@@ -203,6 +212,10 @@ async fn commit(
         Ok(reply) => Outcome::Completed { reply: reply.content, replaces_deltas: reply.replaces_deltas },
         Err(failure) => Outcome::Failed(failure),
     };
+    match &outcome {
+        Outcome::Failed(failure) => tracing::debug!(code = failure.code.as_str(), "a turn failed"),
+        _ => tracing::debug!("a turn has its reply"),
+    }
     let commit = Commit {
         org: lease.org.clone(),
         turn: lease.turn,

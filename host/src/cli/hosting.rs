@@ -61,6 +61,7 @@ fn this_program() -> Result<PathBuf> {
 pub struct Hosting {
     host: Host,
     gateway: TcpListener,
+    tls: Option<http::Tls>,
     metrics: TcpListener,
     recorder: PrometheusHandle,
     signals: Signals,
@@ -75,13 +76,17 @@ impl Hosting {
             tracing::warn!("{misfit}");
         }
         config.compiler = Some(this_program()?);
+        let tls = config.tls.as_ref().map(http::Tls::load).transpose().map_err(|error| {
+            CliError::from(error.context("cannot serve TLS"))
+                .help("name a certificate and its key in PEM, both readable for the host's user, or leave [tls] out")
+        })?;
         let gateway = listen(config.listen, "--listen").await?;
         let metrics = listen(config.metrics_listen, "TURNHOUSE_METRICS_LISTEN").await?;
         let recorder = telemetry::install_metrics().context("cannot install the metrics")?;
         // From here on a signal is waited for rather than obeyed by the kernel.
         let signals = Signals::install()?;
         let host = Box::pin(Host::start(config)).await.map_err(started_not)?;
-        Ok(Hosting { host, gateway, metrics, recorder, signals })
+        Ok(Hosting { host, gateway, tls, metrics, recorder, signals })
     }
 
     /// The host.
@@ -97,7 +102,8 @@ impl Hosting {
             ip if ip.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
             ip => ip,
         };
-        Ok(format!("http://{}", SocketAddr::new(ip, address.port())))
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        Ok(format!("{scheme}://{}", SocketAddr::new(ip, address.port())))
     }
 
     /// Where `/metrics` is.
@@ -107,13 +113,13 @@ impl Hosting {
 
     /// Serves until a signal comes, `beside` ends in an error, or the gateway does; drains; ends. `ready` is called once connections are answered.
     pub async fn serve(self, ready: impl FnOnce(), beside: impl Future<Output = Result>) -> Result {
-        let Hosting { host, gateway, metrics, recorder, mut signals } = self;
+        let Hosting { host, gateway, tls, metrics, recorder, mut signals } = self;
         let drain_timeout = Duration::from_millis(host.config.limits.drain_timeout_ms);
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let (serving, stopping) = (host.clone(), stop.clone());
         tasks.spawn(async move {
-            http::serve(serving, gateway, stopping.cancelled_owned()).await;
+            http::serve_on(serving, gateway, tls, stopping.cancelled_owned()).await;
             anyhow::Ok(())
         });
         tasks.spawn(serve_metrics(metrics, recorder, stop.clone()));

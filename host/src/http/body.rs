@@ -18,6 +18,9 @@ const JSON_BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may take to send a module.
 const MODULE_BODY_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How long it may send nothing of it. A body that trickles ends with its time; one that stands still need not be waited for so long.
+const STALL_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// A JSON body's bytes, which are UTF-8.
 #[derive(Debug, Clone)]
 pub struct JsonBytes(Bytes);
@@ -31,7 +34,8 @@ impl JsonBytes {
                 "this route reads JSON; send `Content-Type: application/json`",
             ));
         }
-        let bytes = read(headers, body, bytes_max, JSON_BODY_TIMEOUT, Code::BodyTooLarge).await?;
+        let patience = Patience { whole: JSON_BODY_TIMEOUT, stall: STALL_TIMEOUT };
+        let bytes = read(headers, body, bytes_max, patience, Code::BodyTooLarge).await?;
         JsonBytes::check(bytes)
     }
 
@@ -84,31 +88,51 @@ pub async fn read_module(request: Request, bytes_max: usize) -> Result<Bytes, Pr
             "this route reads a WebAssembly module; send `Content-Type: application/wasm`",
         ));
     }
-    read(&parts.headers, body, bytes_max, MODULE_BODY_TIMEOUT, Code::ModuleTooLarge).await
+    let patience = Patience { whole: MODULE_BODY_TIMEOUT, stall: STALL_TIMEOUT };
+    read(&parts.headers, body, bytes_max, patience, Code::ModuleTooLarge).await
+}
+
+/// How long a body is waited for.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    whole: Duration,
+    stall: Duration,
 }
 
 async fn read(
     headers: &HeaderMap,
     body: Body,
     bytes_max: usize,
-    timeout: Duration,
+    patience: Patience,
     too_large: Code,
 ) -> Result<Bytes, Problem> {
     let over = || Problem::new(too_large, format!("the body is over this host's limit of {bytes_max} bytes"));
+    let late = |what: &str, time: Duration| {
+        Problem::new(Code::MalformedRequest, format!("{what} within {} s; send it again", time.as_secs_f32()))
+    };
     // A length that says so is refused before the body is read.
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > bytes_max as u64) {
         return Err(over());
     }
-    match tokio::time::timeout(timeout, Limited::new(body, bytes_max).collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(over()),
-        Ok(Err(_)) => Err(Problem::new(Code::MalformedRequest, "the body broke off before its end")),
-        Err(_) => {
-            let seconds = timeout.as_secs();
-            Err(Problem::new(Code::MalformedRequest, format!("the body did not arrive within {seconds} s")))
+    let collected = async {
+        let (mut body, mut frames) = (Limited::new(body, bytes_max), Vec::<Bytes>::new());
+        loop {
+            match tokio::time::timeout(patience.stall, body.frame()).await {
+                // Most bodies are one frame, which is theirs as it came.
+                Ok(None) if frames.len() == 1 => return Ok(frames.remove(0)),
+                Ok(None) => return Ok(frames.concat().into()),
+                Ok(Some(Ok(frame))) => frames.extend(frame.into_data()),
+                Ok(Some(Err(error))) if error.is::<LengthLimitError>() => return Err(over()),
+                Ok(Some(Err(_))) => {
+                    return Err(Problem::new(Code::MalformedRequest, "the body broke off before its end"));
+                }
+                Err(_) => return Err(late("nothing more of the body came", patience.stall)),
+            }
         }
-    }
+    };
+    let whole = tokio::time::timeout(patience.whole, collected).await;
+    whole.unwrap_or_else(|_| Err(late("the body did not arrive", patience.whole)))
 }
 
 /// A JSON error as a problem.
@@ -158,6 +182,25 @@ mod tests {
         lying.insert(header::CONTENT_LENGTH, "9000000000".parse().unwrap());
         let refused = JsonBytes::read(&lying, Body::from("{}"), 8).await.unwrap_err();
         assert_eq!(refused.code(), Code::BodyTooLarge);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_stands_still_or_trickles_is_not_waited_for() {
+        let read_within = async |stall_ms: u64, whole_ms: u64| {
+            let trickle = futures_util::stream::unfold((), async |()| {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                Some((Ok::<_, std::io::Error>("x"), ()))
+            });
+            let patience = Patience { whole: Duration::from_millis(whole_ms), stall: Duration::from_millis(stall_ms) };
+            let body = Body::from_stream(trickle);
+            read(&HeaderMap::new(), body, usize::MAX, patience, Code::BodyTooLarge).await.unwrap_err()
+        };
+        for (problem, says) in
+            [(read_within(1, 60_000).await, "nothing more"), (read_within(60_000, 100).await, "did not arrive")]
+        {
+            assert_eq!(problem.code(), Code::MalformedRequest);
+            assert!(format!("{problem:?}").contains(says), "{problem:?}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use futures_util::FutureExt as _;
@@ -23,7 +23,7 @@ use super::negotiate::is_loopback_host;
 use super::problem::{Code, Problem};
 use super::unread::Unread;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The outermost layer.
 pub(super) async fn observe(State(gateway): State<Gateway>, request: Request, next: Next) -> Response {
@@ -42,6 +42,8 @@ pub(super) async fn observe(State(gateway): State<Gateway>, request: Request, ne
     let mut response = if foreign {
         let detail = "this host serves its own machine only: address it as localhost or 127.0.0.1 (the Host header names another)";
         Problem::new(Code::MalformedRequest, detail).into_response()
+    } else if let Some(problem) = too_long(request.uri(), gateway.host.config.limits.url_bytes_max) {
+        problem.into_response()
     } else {
         // A panic is ours, and one request's: the connection and its other requests go on.
         AssertUnwindSafe(next.run(request))
@@ -59,9 +61,28 @@ pub(super) async fn observe(State(gateway): State<Gateway>, request: Request, ne
         *response.body_mut() = Body::from(body);
     }
     response.headers_mut().insert(REQUEST_ID, id.clone());
+    secure(response.headers_mut());
     unread.tell(&mut response);
     gateway.metrics.record(route, method, response.status(), began);
     response
+}
+
+/// What no route has room for.
+fn too_long(uri: &Uri, bytes_max: usize) -> Option<Problem> {
+    let bytes = uri.path_and_query().map_or(0, |both| both.as_str().len());
+    (bytes > bytes_max).then(|| {
+        let detail = format!("path and query have {bytes} bytes; this host takes at most {bytes_max}");
+        Problem::new(Code::UriTooLong, detail)
+    })
+}
+
+/// Whatever a browser makes of an answer: it guesses no type, keeps no copy, shows it in no frame, runs nothing of it, and tells no other page where it was.
+fn secure(headers: &mut HeaderMap) {
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    let nothing = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+    headers.insert(header::CONTENT_SECURITY_POLICY, nothing);
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
 }
 
 /// Logs what is ours to mend, once.

@@ -289,7 +289,7 @@ fn codes(operation: &str, public: bool) -> Vec<Code> {
         _ => &[],
     };
     let common: &[Code] = if public {
-        &[MethodNotAllowed, Internal]
+        &[MethodNotAllowed, UriTooLong, Internal]
     } else {
         &[
             MalformedRequest,
@@ -298,6 +298,7 @@ fn codes(operation: &str, public: bool) -> Vec<Code> {
             ScopeMissing,
             NotFound,
             MethodNotAllowed,
+            UriTooLong,
             RateLimited,
             Internal,
             StoreUnavailable,

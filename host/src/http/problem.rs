@@ -85,6 +85,8 @@ codes! {
     BodyTooLarge = 413 "body_too_large";
     /// The module is over `module_bytes_max`.
     ModuleTooLarge = 413 "module_too_large";
+    /// Path and query are over `url_bytes_max`.
+    UriTooLong = 414 "uri_too_long";
     /// The body is not of the type that the route reads.
     UnsupportedMediaType = 415 "unsupported_media_type";
     /// The key was used with another body.

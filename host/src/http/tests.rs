@@ -613,3 +613,70 @@ async fn both_protocols_are_served() {
     stop.cancel();
     tokio::time::timeout(Duration::from_secs(30), server).await.expect("idle connections are closed").unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_pages_of_listed_origins_may_call_and_a_preflight_needs_no_key() {
+    let edge = Edge::with(|config| config.cors_origins = vec!["https://app.example.org".to_owned()]).await;
+    let key = edge.key("acme", "ann", "turns").await;
+    let preflight = async |origin: &str| {
+        let asks = [("origin", origin), ("access-control-request-method", "POST")];
+        let asks =
+            [&asks[..], &[("access-control-request-headers", "authorization,content-type,idempotency-key")]].concat();
+        edge.send("OPTIONS", &format!("{C}/turns"), "", &asks, Body::empty()).await
+    };
+    let allowed = preflight("https://app.example.org").await;
+    assert_eq!(
+        (allowed.status.as_u16(), &allowed.headers["access-control-allow-origin"]),
+        (200, &"https://app.example.org".parse().unwrap())
+    );
+    let headers = allowed.headers["access-control-allow-headers"].to_str().unwrap().to_owned();
+    for name in ["authorization", "content-type", "idempotency-key", "last-event-id"] {
+        assert!(headers.contains(name), "{headers}");
+    }
+    for stranger in ["https://evil.example", "https://app.example.org.evil.example", "null"] {
+        assert!(!preflight(stranger).await.headers.contains_key("access-control-allow-origin"), "{stranger}");
+    }
+    // The answer itself, a refusal too; and never to a page that may bring its visitor's credentials.
+    for (key, status) in [(key.as_str(), 200), ("th_x", 401)] {
+        let answer = edge.send("GET", "/v1/agents", key, &[("origin", "https://app.example.org")], Body::empty()).await;
+        assert_eq!(answer.status.as_u16(), status);
+        assert_eq!(answer.headers["access-control-allow-origin"], "https://app.example.org");
+        assert!(!answer.headers.contains_key("access-control-allow-credentials"));
+        assert!(answer.headers["vary"].to_str().unwrap().contains("origin"));
+        let told = answer.headers["access-control-expose-headers"].to_str().unwrap();
+        assert!(told.contains("x-request-id") && told.contains("retry-after"), "{told}");
+    }
+    let closed = Edge::start().await;
+    let answer = closed.send("GET", "/healthz", "", &[("origin", "https://app.example.org")], Body::empty()).await;
+    assert!(!answer.headers.contains_key("access-control-allow-origin"), "nobody is, unless they are named");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_tells_browsers_to_make_nothing_of_it() {
+    let edge = Edge::deployed().await;
+    let ann = edge.key("acme", "ann", "turns").await;
+    let stream = edge.post(&format!("{C}/turns"), &ann, &[("accept", "text/event-stream")], hello()).await;
+    assert_eq!(stream.headers["cache-control"], "no-cache");
+    for answer in
+        [stream, edge.get("/v1/agents", &ann).await, edge.get("/v1/agents", "").await, edge.get("/x", "").await]
+    {
+        assert_eq!(answer.headers["x-content-type-options"], "nosniff");
+        assert_eq!(answer.headers["referrer-policy"], "no-referrer");
+        assert_eq!(answer.headers["content-security-policy"], "default-src 'none'; frame-ancestors 'none'");
+        assert!(answer.headers.contains_key("cache-control"));
+    }
+    assert_eq!(edge.get("/v1/agents", &ann).await.headers["cache-control"], "no-store");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_url_is_bounded_before_its_route_is_looked_at() {
+    let edge = Edge::with(|config| config.limits.url_bytes_max = 300).await;
+    let key = edge.key("acme", "ann", "turns").await;
+    for path in [format!("/v1/agents?after={}", "a".repeat(300)), format!("/{}", "a".repeat(300))] {
+        let answer = edge.get(&path, &key).await;
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (414, "uri_too_long"));
+        assert!(answer.text().contains("at most 300"), "{}", answer.text());
+    }
+    let fits = format!("/{}", "a".repeat(299));
+    assert_eq!(edge.get(&fits, &key).await.code(), "not_found");
+}
