@@ -66,6 +66,7 @@ async fn push(
             dry_run: false,
             key: None,
             on_busy: OnBusy::Enqueue,
+            collect: None,
             bounds: QueueBounds { conversation_queue_max: 20, org_queue_max: 20_000, host_queue_max: 100_000 },
             clocks: Clocks { admission_timeout_ms: 120_000, queue_timeout_ms: 3_600_000, turn_timeout_ms: 60_000 },
             attempts_max: 3,

@@ -17,6 +17,8 @@ pub enum OnBusy {
     Reject,
     /// Cancel every live turn of the conversation.
     Interrupt,
+    /// Wait behind it, together with whatever else comes meanwhile: all of it is one next turn, in the order in which it came.
+    Collect,
 }
 
 /// What the store knows about a submission's place, read in the transaction that would accept it.
@@ -30,6 +32,8 @@ pub struct Facts {
     pub lane_live: usize,
     /// The ready or running turn of the conversation, else the first that waits.
     pub lane_active: Option<TurnId>,
+    /// The last turn that waits in the conversation, if it collects and has room for this message.
+    pub joins: Option<TurnId>,
     /// Live turns of the org.
     pub org_live: usize,
     /// Live turns of the host.
@@ -57,6 +61,8 @@ pub enum Decision {
     },
     /// The turn that this key already began.
     Attach(TurnId),
+    /// No turn of its own: it becomes part of this one.
+    Join(TurnId),
 }
 
 /// Why a submission does not come in.
@@ -100,6 +106,10 @@ pub fn decide(facts: &Facts, on_busy: OnBusy, bounds: &QueueBounds) -> Result<De
         (OnBusy::Interrupt, Some(_)) => true,
         _ => false,
     };
+    // Takes no room of its own.
+    if let (OnBusy::Collect, Some(turn)) = (on_busy, facts.joins) {
+        return Ok(Decision::Join(turn));
+    }
     // An interrupt makes room for itself in its conversation; in the org and the host its predecessors are gone by then, too.
     let freed = if interrupt { facts.lane_live } else { 0 };
     if facts.lane_live - freed > bounds.conversation_queue_max {
@@ -128,6 +138,7 @@ mod tests {
             keyed: Some((turn, false)),
             lane_live: 9,
             lane_active: Some(turn),
+            joins: Some(turn),
             org_live: 99,
             host_live: 99,
         };
@@ -139,6 +150,10 @@ mod tests {
         let new = Facts { keyed: None, ..own };
         assert_eq!(decide(&new, OnBusy::Reject, &BOUNDS), Err(Refusal::ConversationBusy { active: turn }));
         assert_eq!(decide(&new, OnBusy::Enqueue, &BOUNDS), Err(Refusal::ConversationQueueFull));
+        assert_eq!(decide(&new, OnBusy::Collect, &BOUNDS), Ok(Decision::Join(turn)), "it takes no room");
+        let full = Facts { joins: None, ..new };
+        assert_eq!(decide(&full, OnBusy::Collect, &BOUNDS), Err(Refusal::ConversationQueueFull));
+        assert_eq!(decide(&same, OnBusy::Collect, &BOUNDS), Ok(Decision::Attach(turn)), "the key comes first");
         assert_eq!(decide(&new, OnBusy::Interrupt, &BOUNDS), Err(Refusal::OrgQueueFull));
         let alone = Facts { lane_live: 0, lane_active: None, ..new };
         assert_eq!(decide(&alone, OnBusy::Reject, &BOUNDS), Err(Refusal::OrgQueueFull));

@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -56,6 +57,51 @@ pub enum Part {
         #[schema(pattern = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$")]
         base64: String,
     },
+}
+
+/// A message as parts, ready to be one with others: what is stored then is `whole` of the first, and `more` of each that comes after it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Joinable {
+    /// `{"parts":[…]}`.
+    pub whole: Bytes,
+    /// What goes where the last two bytes of such a message are: a line break, its parts, and the two bytes.
+    pub more: Bytes,
+    /// How many parts it has.
+    pub parts: u32,
+}
+
+/// What ends a message of parts.
+const END: &str = "]}";
+
+/// Between two messages: whoever reads the text alone sees lines.
+const LINE_BREAK: &str = r#",{"type":"text","text":"\n"},"#;
+
+impl Joinable {
+    /// Of a message. `None`: it is no content.
+    pub fn of(message: &[u8]) -> Option<Joinable> {
+        let parts = match serde_json::from_slice(message).ok()? {
+            Content::Text(TextContent { text }) => vec![Part::Text { text }],
+            Content::Parts(PartsContent { parts }) => parts,
+        };
+        let list = serde_json::to_string(&parts).ok()?;
+        let inner = list.strip_prefix('[')?.strip_suffix(']')?;
+        Some(Joinable {
+            whole: format!("{{\"parts\":[{inner}{END}").into(),
+            more: format!("{LINE_BREAK}{inner}{END}").into(),
+            parts: u32::try_from(parts.len()).ok()?,
+        })
+    }
+
+    /// How many parts it adds to a message that it joins.
+    pub fn adds(&self) -> u32 {
+        self.parts + 1
+    }
+
+    /// The message with this one behind it. `message` must be the `whole` of another, with whatever joined it since.
+    pub fn join(&self, message: &[u8]) -> Vec<u8> {
+        let kept = message.len().saturating_sub(END.len());
+        [&message[..kept], &self.more[..]].concat()
+    }
 }
 
 /// The bounds of a content.
@@ -162,6 +208,22 @@ mod tests {
         let content: Content = serde_json::from_str(json).map_err(|e| e.to_string())?;
         content.check(&LIMITS).map_err(|e| e.to_string())?;
         Ok(content)
+    }
+
+    #[test]
+    fn messages_that_are_joined_are_one_message_of_lines() {
+        let of = |message: &str| Joinable::of(message.as_bytes()).unwrap();
+        let (first, second) = (
+            of(r#"{ "text": "a\u0000é]}" }"#),
+            of(r#"{"parts":[{"type":"json","data":[1]},{"type":"text","text":"c"}]}"#),
+        );
+        assert_eq!((first.parts, second.parts, second.adds()), (1, 2, 3));
+        let joined = first.join(&second.join(&of(r#"{"text":"z"}"#).whole));
+        let content: Content = serde_json::from_slice(&joined).unwrap();
+        assert_eq!(content.joined_text(), "z\nc\na\0é]}");
+        let Content::Parts(content) = content else { panic!("{content:?}") };
+        assert_eq!(content.parts.len(), 1 + second.adds() as usize + first.adds() as usize);
+        assert_eq!(Joinable::of(b"3"), None);
     }
 
     #[test]

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::admission::{OnBusy, QueueBounds, Refusal};
+use crate::content::Joinable;
 use crate::event;
 use crate::events::LiveTurn;
 use crate::gate::{Envelope, SessionMode};
 use crate::host::{Host, STORE_PATIENCE};
 use crate::ids::{AgentId, ConversationId, OrgId, RunId, TurnId, UserId};
-use crate::store::{Accept, AcceptResult, Clocks, StoreError};
+use crate::store::{Accept, AcceptResult, Clocks, Collect, StoreError};
 
 /// A message as an enqueuer hands it in, parsed and within its bounds.
 #[derive(Debug, Clone)]
@@ -62,6 +63,8 @@ pub struct Submitted {
     pub turn: TurnId,
     /// Its key had begun it already.
     pub replayed: bool,
+    /// The message became part of this turn, which was there before.
+    pub joined: bool,
     /// Its newest events, if it is live here: a reader made from them misses nothing, even if the turn ends meanwhile.
     pub live: Option<Arc<LiveTurn>>,
 }
@@ -99,6 +102,10 @@ pub async fn submit(host: &Host, submission: Submission) -> Result<Submitted, Su
     let agent = host.agent(&submission.org, &submission.agent).await?.ok_or(SubmitError::NoSuchAgent)?;
     let limits = &host.config.limits;
     let turn = TurnId::new();
+    // An envelope is a run of its own: it joins nothing.
+    let own_run = matches!(submission.session, Session::Envelope { .. });
+    let joinable =
+        (submission.on_busy == OnBusy::Collect && !own_run).then(|| Joinable::of(&submission.message)).flatten();
     let envelope = match submission.session {
         Session::Conversation(conversation) => Envelope {
             run_id: Some(turn.into()),
@@ -130,6 +137,11 @@ pub async fn submit(host: &Host, submission: Submission) -> Result<Submitted, Su
         dry_run: submission.dry_run,
         key: submission.key,
         on_busy: submission.on_busy,
+        collect: joinable.map(|message| Collect {
+            message,
+            parts_max: u32::try_from(limits.message_parts_max).unwrap_or(u32::MAX),
+            bytes_max: limits.request_body_bytes_max,
+        }),
         bounds: QueueBounds {
             conversation_queue_max: limits.conversation_queue_max,
             org_queue_max: limits.org_queue_max,
@@ -148,8 +160,13 @@ pub async fn submit(host: &Host, submission: Submission) -> Result<Submitted, Su
     let accepted = tokio::time::timeout(STORE_PATIENCE, dispatch.journal.accept(accept, slot));
     let accepted = accepted.await.map_err(|_late| StoreError::Unavailable("the journal is stuck".to_owned()))?;
     match accepted.map_err(StoreError::from)? {
-        AcceptResult::Accepted { .. } => Ok(Submitted { turn, replayed: false, live: Some(live) }),
-        AcceptResult::Attached(turn) => Ok(Submitted { turn, replayed: true, live: dispatch.live.get(turn) }),
+        AcceptResult::Accepted { .. } => Ok(Submitted { turn, replayed: false, joined: false, live: Some(live) }),
+        AcceptResult::Attached(turn) => {
+            Ok(Submitted { turn, replayed: true, joined: false, live: dispatch.live.get(turn) })
+        }
+        AcceptResult::Joined(turn) => {
+            Ok(Submitted { turn, replayed: false, joined: true, live: dispatch.live.get(turn) })
+        }
         AcceptResult::Refused(refusal) => Err(refusal.into()),
     }
 }

@@ -220,6 +220,7 @@ CREATE TABLE turn_markers (
   deadline_at     bigint   NOT NULL,                        -- of the queue, of admission or of the turn, as `state` says
   admission_ms    bigint   NOT NULL,
   turn_ms         bigint   NOT NULL,
+  collected       int      NOT NULL DEFAULT 0,              -- parts of its message, where further messages may join it while it waits
   -- The gate's table a second time. Generated, so that a refused row comes back from a claim instead of failing everybody's.
   refusal text GENERATED ALWAYS AS (CASE
     WHEN mode = 'snapshot' AND run_id IS NOT NULL AND env_org IS NULL THEN 'missing_org'

@@ -10,6 +10,7 @@ CREATE TYPE item AS (
   ord int, run_to int, kind text, org text, turn uuid, epoch int, agent text,
   run uuid, env_org text, conv text, mode text, usr text, sees_all boolean, dry boolean, key text, hash int, msg int, on_busy text,
   conv_max bigint, org_max bigint, host_max bigint, admission_ms bigint, queue_ms bigint, turn_ms bigint, attempts_max int, holder uuid, running_max bigint,
+  whole int, more int, parts int, parts_max int, bytes_max int,
   slots int, backoff_ms bigint, backoff_ms_max bigint,
   first_seq bigint, body int, effect boolean, delay_ms bigint,
   outcome text, reply int, replaces boolean, failure text, cancelled_by text, cpu_ms float8, wall_ms float8, memory bigint, calls bigint,
@@ -430,6 +431,28 @@ BEGIN
           END IF;
           v_text := 'idempotency_mismatch';
         END IF;
+        IF v_text IS NULL AND it.parts IS NOT NULL AND r.waiting > 0 THEN
+          -- The last that waits, if it collects and has room. Its message is a list of parts; what joins it goes before the two bytes that end it.
+          SELECT t.turn_id INTO v_turn
+            FROM (SELECT b.turn_id, b.collected FROM turn_markers b
+                   WHERE b.org_id = it.org AND b.agent_id = it.agent AND b.conversation_id = it.conv AND b.state = 'waiting'
+                   ORDER BY b.seq DESC LIMIT 1) b
+            JOIN turns t ON t.org_id = it.org AND t.turn_id = b.turn_id
+           WHERE b.collected > 0 AND b.collected + it.parts + 1 <= it.parts_max AND length(t.message) + length(p_bodies[it.more]) <= it.bytes_max
+             AND t.dry_run = it.dry;
+          IF FOUND THEN
+            UPDATE turns SET message = substring(message FROM 1 FOR length(message) - 2) || p_bodies[it.more] WHERE org_id = it.org AND turn_id = v_turn;
+            UPDATE turn_markers SET collected = collected + it.parts + 1 WHERE org_id = it.org AND turn_id = v_turn;
+            IF it.key IS NOT NULL THEN
+              INSERT INTO idempotency_keys (org_id, agent_id, conversation_id, idem_key, turn_id, request_hash, created_at)
+              VALUES (it.org, it.agent, it.conv, it.key, v_turn, p_bodies[it.hash], v_now);
+            END IF;
+            o.kind := 'joined';
+            o.turn := v_turn;
+            RETURN NEXT o;
+            CONTINUE;
+          END IF;
+        END IF;
         v_interrupt := it.on_busy = 'interrupt' AND v_active IS NOT NULL;
         IF v_text IS NULL THEN
           n := CASE WHEN v_interrupt THEN v_live ELSE 0 END;          -- an interrupt makes room for itself
@@ -568,7 +591,8 @@ BEGIN
 
       INSERT INTO turns (org_id, turn_id, agent_id, conversation_id, seq, run_id, private, user_id, dry_run, accepted_at, message,
                          first_epoch, started_at, worker, version)
-      SELECT u.org, u.turn, u.agent, u.conv, u.seq, u.run, u.mode <> 'snapshot' OR u.run IS NULL, u.usr, u.dry, v_now, p_bodies[u.msg],
+      SELECT u.org, u.turn, u.agent, u.conv, u.seq, u.run, u.mode <> 'snapshot' OR u.run IS NULL, u.usr, u.dry, v_now,
+             p_bodies[CASE WHEN u.state = 'waiting' AND u.parts IS NOT NULL THEN u.whole ELSE u.msg END],
              CASE WHEN u.state = 'running' THEN 1 END, CASE WHEN u.state = 'running' THEN v_now END, u.worker, u.version
         FROM unnest(v_new) u;
       IF v_lanes > 0 THEN
@@ -590,9 +614,10 @@ BEGIN
         SELECT u.org, u.agent, coalesce(u.conv, ''), u.key, u.turn, p_bodies[u.hash], v_now FROM unnest(v_new) u WHERE u.key IS NOT NULL;
       END IF;
       INSERT INTO turn_markers (org_id, turn_id, agent_id, env_org, conversation_id, run_id, mode, seq, state, epoch, attempt, attempts_max, holder,
-                                not_before, deadline_at, admission_ms, turn_ms)
+                                not_before, deadline_at, admission_ms, turn_ms, collected)
       SELECT u.org, u.turn, u.agent, u.env_org, u.conv, u.run, u.mode, u.seq, u.state, (u.state = 'running')::int, (u.state = 'running')::int,
-             u.attempts_max, u.holder, v_now, u.deadline, u.admission_ms, u.turn_ms FROM unnest(v_new) u;
+             u.attempts_max, u.holder, v_now, u.deadline, u.admission_ms, u.turn_ms,
+             CASE WHEN u.state = 'waiting' AND u.parts IS NOT NULL THEN u.parts ELSE 0 END FROM unnest(v_new) u;
 
     ELSE
       RAISE EXCEPTION 'a batch holds an unknown item %', it.kind;

@@ -90,6 +90,10 @@ async fn ingest(State(gateway): State<Gateway>, may: May<Ingest>, request: Reque
         let detail = "a key belongs to a conversation; name one in the envelope, or leave out the Idempotency-Key";
         return Err(Problem::new(Code::InvalidIdempotencyKey, detail));
     }
+    if new.on_busy == OnBusy::Collect {
+        let detail = "an envelope is a run of its own and joins no other: send `on_busy` enqueue, reject or interrupt";
+        return Err(Problem::new(Code::MalformedRequest, detail));
+    }
     let submission = Submission {
         message: message::read(new.message, limits)?,
         sees_all: caller.scopes.include(Scopes::ADMIN),

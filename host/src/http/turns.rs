@@ -171,7 +171,8 @@ pub async fn accepted(gateway: &Gateway, caller: &Caller, submitted: &Submitted)
     // A new turn's state is known; what an old key attaches to may be anywhere. The turn is accepted whatever the store says now.
     let found = if submitted.replayed { gateway.host.store.turn(&caller.org, turn).await.ok().flatten() } else { None };
     let state = found.and_then(|owned| owned.open(caller)).map_or(TurnState::Queued, |turn| turn.state);
-    Ok(located(json(StatusCode::ACCEPTED, &TurnRef::new(turn, state))?, &turn_path(turn)))
+    let place = TurnRef { joined: submitted.joined, ..TurnRef::new(turn, state) };
+    Ok(located(json(StatusCode::ACCEPTED, &place)?, &turn_path(turn)))
 }
 
 /// Says that the key had begun the turn already.

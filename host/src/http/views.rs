@@ -96,6 +96,10 @@ pub struct TurnRef {
     pub turn_id: TurnId,
     /// Its state when this was written.
     pub state: TurnState,
+    /// The message became part of this turn, which waited already (`on_busy: collect`).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    pub joined: bool,
     /// Where it is.
     pub links: TurnLinks,
 }
@@ -103,7 +107,7 @@ pub struct TurnRef {
 impl TurnRef {
     /// Of `turn`.
     pub fn new(turn: TurnId, state: TurnState) -> TurnRef {
-        TurnRef { turn_id: turn, state, links: turn.into() }
+        TurnRef { turn_id: turn, state, joined: false, links: turn.into() }
     }
 }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::*;
 use crate::admission::{OnBusy, QueueBounds};
 use crate::caller::Scopes;
-use crate::content::Content;
+use crate::content::{Content, Joinable};
 use crate::event::{EventBatch, raw};
 use crate::gate::{self, Envelope, Grant, SessionMode};
 use crate::ids::RunId;
@@ -45,7 +45,7 @@ macro_rules! rules {
                 t5_a_waiting_turn_has_its_own_clock, t9_turns_run_in_the_order_of_acceptance, t9_a_deferred_turn_is_not_overtaken,
                 one_turn_of_a_conversation_at_a_time, a_fused_claim_waits_its_turn, a_fused_claim_keeps_the_orgs_bound,
                 a_fused_claim_is_complete, o5_a_long_queue_does_not_delay_another_org, o3_running_turns_of_an_org_are_bounded,
-                busy_is_rejected_or_interrupted_as_asked, what_is_old_goes_and_what_lives_stays, an_interrupt_ends_every_live_turn, queues_are_bounded,
+                busy_is_rejected_or_interrupted_as_asked, t9_what_comes_meanwhile_is_one_next_turn, what_is_old_goes_and_what_lives_stays, an_interrupt_ends_every_live_turn, queues_are_bounded,
                 idempotency_keys_attach_and_mismatch, a_replayed_key_interrupts_nothing, idempotency_keys_are_forgotten,
                 each_clock_has_its_own_reason, s1_the_gate_refuses_without_starting, s1_the_gates_column_agrees_with_the_gate,
                 a_private_turn_occupies_its_conversation, live_counts_are_exact, status_tells_what_is_owed, r8_an_end_tells_that_the_next_is_ready,
@@ -164,11 +164,19 @@ pub(super) fn message(conversation_id: &str) -> Accept {
         dry_run: false,
         key: None,
         on_busy: OnBusy::Enqueue,
+        collect: None,
         bounds: BOUNDS,
         clocks: CLOCKS,
         attempts_max: ATTEMPTS_MAX,
         claim_for: None,
     }
+}
+
+/// The same, with `on_busy: collect` where a turn's message may have so many parts.
+pub(super) fn collecting(message: Accept, parts_max: u32) -> Accept {
+    let joinable = Joinable::of(&message.message).unwrap();
+    let collect = Some(Collect { message: joinable, parts_max, bytes_max: 1_000 });
+    Accept { on_busy: OnBusy::Collect, collect, ..message }
 }
 
 /// Deltas of these texts from `first_seq`.

@@ -9,6 +9,7 @@ use crate::admission::{OnBusy, QueueBounds, Refusal};
 use crate::agent::Agent;
 use crate::caller::Scopes;
 use crate::clock::Timestamp;
+use crate::content::Joinable;
 use crate::event::{Event, EventBatch};
 use crate::gate::{Envelope, GateRefusal, SnapshotPermit};
 use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, RunId, TurnId, UserId, WorkerName};
@@ -83,6 +84,8 @@ pub struct Accept {
     pub key: Option<(String, [u8; 32])>,
     /// What to do if the conversation is busy.
     pub on_busy: OnBusy,
+    /// The message as one that others join, and that joins others: with `on_busy: collect`.
+    pub collect: Option<Collect>,
     /// How many live turns there may be.
     pub bounds: QueueBounds,
     /// Its clocks.
@@ -91,6 +94,24 @@ pub struct Accept {
     pub attempts_max: u32,
     /// A slot is free and held for it: start it in this very write, if its lane is empty, its org under its bound and nothing older ready.
     pub claim_for: Option<(ReplicaId, RunningBound)>,
+}
+
+/// A message that may become part of a waiting turn, or have others become part of its own.
+#[derive(Debug, Clone)]
+pub struct Collect {
+    /// It as parts.
+    pub message: Joinable,
+    /// Parts of a turn's message at most.
+    pub parts_max: u32,
+    /// Bytes of a turn's message at most.
+    pub bytes_max: usize,
+}
+
+impl Collect {
+    /// Whether it fits into a turn whose message has so many parts and bytes. One that does not collect has no parts.
+    pub fn fits(&self, parts: u32, bytes: usize) -> bool {
+        parts > 0 && parts + self.message.adds() <= self.parts_max && bytes + self.message.more.len() <= self.bytes_max
+    }
 }
 
 /// How many turns of one org may run at once.
@@ -120,6 +141,8 @@ pub enum AcceptResult {
     },
     /// The key had begun this turn already.
     Attached(TurnId),
+    /// It is durable as part of this turn, which waits.
+    Joined(TurnId),
     /// Nothing was stored.
     Refused(Refusal),
 }

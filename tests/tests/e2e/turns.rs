@@ -393,6 +393,46 @@ async fn a_busy_conversation_enqueues_rejects_or_interrupts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t9_messages_that_collect_are_one_next_turn_in_their_order() {
+    let host = TestHost::start().await;
+    let ann = host.member("acme", "ann", "admin").await;
+    ann.deploy("slow_reply").await;
+    ann.deploy("echo").await;
+    let running = ann.say("slow_reply", "c-1", "20000").await;
+    running.reaches("running").await;
+    // Every later turn echoes.
+    ann.set_agent("slow_reply", "echo", json!({})).await;
+    let collect = async |body: Value| {
+        let mut body = json!({ "message": body });
+        body["on_busy"] = json!("collect");
+        let (status, answer) = ann.submit("slow_reply", "c-1", body).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+        (answer["turn_id"].as_str().expect("its id").to_owned(), answer["joined"] == true)
+    };
+    let (next, joined) = collect(json!({ "text": "one" })).await;
+    assert!(!joined, "nothing waited");
+    let json = json!({ "parts": [{ "type": "text", "text": "two" }, { "type": "json", "data": { "n": 2 } }] });
+    for more in [json, json!({ "text": "three" })] {
+        assert_eq!(collect(more).await, (next.clone(), true));
+    }
+    // A message too large for the rest of its room waits by itself, and collects in its turn.
+    let (last, joined) = collect(json!({ "parts": vec![json!({ "type": "text", "text": "." }); 32] })).await;
+    assert!(!joined && last != next);
+    running.cancel().await;
+    assert_eq!(ann.turn(&next).completed().await, "one\ntwo\nthree");
+    assert_eq!(ann.turn(&last).completed().await, ".".repeat(32));
+    let history = ann.messages("slow_reply", "c-1").await;
+    assert_eq!(history.len(), 3, "one turn, one message: {history:?}");
+    assert_eq!(history[1]["message"]["parts"][2], json!({ "type": "text", "text": "two" }), "{}", history[1]);
+    // Idle, it is a turn like any other, its message as it came.
+    let (alone, joined) = collect(json!({ "text": "alone" })).await;
+    assert!(!joined);
+    assert_eq!(ann.turn(&alone).completed().await, "alone");
+    assert_eq!(ann.messages("slow_reply", "c-1").await[3]["message"], json!({ "text": "alone" }));
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idempotency_key_begins_one_turn() {
     let host = TestHost::start().await;
     let ann = host.member("acme", "ann", "admin").await;

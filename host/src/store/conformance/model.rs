@@ -80,7 +80,12 @@ enum Odd {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let on_busy = prop_oneof![6 => Just(OnBusy::Enqueue), 1 => Just(OnBusy::Reject), 1 => Just(OnBusy::Interrupt)];
+    let on_busy = prop_oneof![
+        6 => Just(OnBusy::Enqueue),
+        1 => Just(OnBusy::Reject),
+        1 => Just(OnBusy::Interrupt),
+        3 => Just(OnBusy::Collect),
+    ];
     let envelope = prop_oneof![12 => Just(Odd::Nothing), 1 => Just(Odd::NoOrg), 1 => Just(Odd::NoConversation), 1 => Just(Odd::NoRun)];
     let submit = (
         0..2_usize,
@@ -143,6 +148,8 @@ struct Marker {
     not_before: i64,
     deadline: i64,
     started: bool,
+    /// Parts of its message, while others may join it.
+    collected: u32,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -169,6 +176,7 @@ struct Protocol {
 enum Verdict {
     Refused(Refusal),
     Attached(TurnId),
+    Joined(TurnId),
     Accepted { interrupted: BTreeSet<TurnId>, started: bool },
 }
 
@@ -244,7 +252,12 @@ impl Protocol {
         let active = live
             .iter()
             .min_by_key(|(_, marker)| (marker.stage == Stage::Waiting, marker.lane.as_ref().map(|lane| lane.1)));
+        let last = live.iter().filter(|(_, marker)| marker.stage == Stage::Waiting);
+        let last = last.max_by_key(|(_, marker)| marker.lane.as_ref().map(|lane| lane.1));
+        let open =
+            last.filter(|(_, marker)| accept.collect.as_ref().is_some_and(|collect| collect.fits(marker.collected, 0)));
         let facts = Facts {
+            joins: open.map(|(turn, _)| *turn),
             foreign: false,
             keyed: key.as_ref().and_then(|(key, hash)| self.keys.get(key).map(|(known, turn)| (*turn, known == hash))),
             lane_live: live.len(),
@@ -255,6 +268,13 @@ impl Protocol {
         let interrupt = match admission::decide(&facts, accept.on_busy, &accept.bounds) {
             Err(refusal) => return Verdict::Refused(refusal),
             Ok(Decision::Attach(turn)) => return Verdict::Attached(turn),
+            Ok(Decision::Join(turn)) => {
+                self.markers.get_mut(&turn).unwrap().collected += accept.collect.as_ref().unwrap().message.adds();
+                if let Some((key, hash)) = key {
+                    self.keys.insert(key, (hash, turn));
+                }
+                return Verdict::Joined(turn);
+            }
             Ok(Decision::Accept { interrupt }) => interrupt,
         };
         let mut interrupted = BTreeSet::new();
@@ -299,6 +319,11 @@ impl Protocol {
             not_before: self.now,
             deadline: self.now + i64::try_from(clock).unwrap(),
             started,
+            collected: accept
+                .collect
+                .as_ref()
+                .filter(|_| stage == Stage::Waiting)
+                .map_or(0, |collect| collect.message.parts),
         };
         self.markers.insert(accept.turn, marker);
         assert!(self.accepted.insert(accept.turn));
@@ -605,7 +630,7 @@ impl<'w> Run<'w> {
             conversation: (odd != Odd::NoConversation).then(|| conversation(&format!("c-{lane}"))),
             mode: SessionMode::Snapshot,
         };
-        Accept {
+        let accept = Accept {
             org,
             turn,
             agent: agent(),
@@ -617,11 +642,14 @@ impl<'w> Run<'w> {
             // Some keys come again with another body.
             key: key.map(|key| (format!("k-{}", key / 2), [key; 32])),
             on_busy,
+            collect: None,
             bounds: QueueBounds { conversation_queue_max: 2, org_queue_max: 5, host_queue_max: 10_000 },
             clocks: clocks(),
             attempts_max,
             claim_for: fused.map(|replica| (self.replicas[replica], RunningBound(ORG_RUNNING_MAX))),
-        }
+        };
+        // Three messages of one part each, with what stands between them.
+        if on_busy == OnBusy::Collect { collecting(accept, 5) } else { accept }
     }
 
     async fn submit(&mut self, accept: Accept) {
@@ -630,6 +658,7 @@ impl<'w> Run<'w> {
             let answer = match world.accept(accept.clone()).await {
                 AcceptResult::Refused(refusal) => Verdict::Refused(refusal),
                 AcceptResult::Attached(turn) => Verdict::Attached(turn),
+                AcceptResult::Joined(turn) => Verdict::Joined(turn),
                 AcceptResult::Accepted { interrupted, claimed } => {
                     let started = claimed.is_some();
                     if let Some(claimed) = claimed {

@@ -162,6 +162,51 @@ pub(in crate::store) async fn busy_is_rejected_or_interrupted_as_asked(world: &W
     assert_eq!(world.record(next).await.seq, Some(2), "a refusal takes no place");
 }
 
+pub(in crate::store) async fn t9_what_comes_meanwhile_is_one_next_turn(world: &World) {
+    let text = |text: &str, parts_max: u32| {
+        let message = Bytes::from(format!(r#"{{"text":"{text}"}}"#));
+        collecting(Accept { message, ..world.message("c") }, parts_max)
+    };
+    let joined = async |accept: Accept| match world.accept(accept).await {
+        AcceptResult::Joined(turn) => turn,
+        other => panic!("{other:?}"),
+    };
+    // Nobody is there: a turn like any other, and what comes while it is ready waits behind it.
+    let first = world.submit_and_start(text("first", 9)).await;
+    assert_eq!(&first.message[..], br#"{"text":"first"}"#, "kept as it came");
+    let next = world.submit(text("a", 9)).await;
+    assert_eq!(joined(text("b", 9)).await, next);
+    let keyed = |hash: u8| Accept { key: Some(("k".to_owned(), [hash; 32])), ..text("c", 9) };
+    assert_eq!(joined(keyed(1)).await, next);
+    assert!(matches!(world.accept(keyed(1)).await, AcceptResult::Attached(turn) if turn == next), "once");
+    assert!(matches!(world.accept(keyed(2)).await, AcceptResult::Refused(Refusal::IdempotencyMismatch)));
+    // One that does not collect is not joined, and nothing overtakes it.
+    let plain = world.submit(world.message("c")).await;
+    let last = world.submit(text("d", 9)).await;
+    assert_eq!(joined(text("e", 9)).await, last);
+    // What does not fit, and what is of another kind, waits by itself.
+    let full = world.submit(text("f", 4)).await;
+    let dry = world.submit(Accept { dry_run: true, ..text("g", 9) }).await;
+    assert_ne!(world.submit(text("h", 9)).await, dry);
+    // Another's conversation is not found, whatever waits there.
+    let foreign = Accept { user: user("bob"), ..text("i", 9) };
+    assert!(matches!(world.accept(foreign).await, AcceptResult::Refused(Refusal::NotFound)));
+    // They run in the order of acceptance; one that has begun is joined no more.
+    world.complete(&first, None).await;
+    let mut running = world.claim_one().await;
+    assert_eq!(running.lease.turn, next);
+    let content: Content = serde_json::from_slice(&running.message).unwrap();
+    assert_eq!(content.joined_text(), "a\nb\nc");
+    for (turn, expected) in [(plain, "hi"), (last, "d\ne"), (full, "f"), (dry, "g")] {
+        world.complete(&running, None).await;
+        running = world.claim_one().await;
+        assert_eq!(running.lease.turn, turn);
+        let content: Content = serde_json::from_slice(&running.message).unwrap();
+        assert_eq!(content.joined_text(), expected);
+    }
+    assert_eq!(world.record(next).await.seq, Some(2), "who joins takes no place");
+}
+
 pub(in crate::store) async fn an_interrupt_ends_every_live_turn(world: &World) {
     let running = world.submit_and_start(world.message("c")).await;
     let waiting = [world.submit(world.message("c")).await, world.submit(world.message("c")).await];

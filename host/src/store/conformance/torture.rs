@@ -167,6 +167,7 @@ impl Run<'_> {
             5 | 6 => message.on_busy = OnBusy::Interrupt,
             7 => message.on_busy = OnBusy::Reject,
             8 => message.user = user("bob"),
+            9..13 => message = collecting(message, 7),
             _ => {}
         }
         if self.random.chance(20) {
@@ -207,6 +208,13 @@ impl Run<'_> {
             Written::Accept(AcceptResult::Attached(turn)) => {
                 let (key, hash) = key.expect("only a key attaches here");
                 assert_eq!(self.keys[&key], (hash, turn));
+            }
+            Written::Accept(AcceptResult::Joined(turn)) => {
+                assert_eq!(message.on_busy, OnBusy::Collect);
+                assert!(self.model.live.contains_key(&(message.org.clone(), turn)), "only what waits is joined");
+                if let Some((key, hash)) = key {
+                    self.keys.insert(key, (hash, turn));
+                }
             }
             Written::Accept(AcceptResult::Refused(refusal)) => match refusal {
                 Refusal::IdempotencyMismatch => assert_ne!(self.keys[&key.as_ref().unwrap().0].0, key.unwrap().1),

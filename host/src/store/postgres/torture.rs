@@ -125,6 +125,7 @@ impl Host {
             dry_run: false,
             key: None,
             on_busy: if self.chance(3) { OnBusy::Interrupt } else { OnBusy::Enqueue },
+            collect: None,
             bounds: BOUNDS,
             clocks: Clocks { admission_timeout_ms: 60_000, queue_timeout_ms: 60_000, turn_timeout_ms: 60_000 },
             attempts_max: ATTEMPTS_MAX,

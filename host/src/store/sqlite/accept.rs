@@ -12,7 +12,7 @@ use crate::admission::{self, Decision, Facts};
 use crate::gate::{self, Grant, SessionMode};
 use crate::ids::{AgentId, ConversationId, OrgId, TurnId};
 use crate::lease::Lease;
-use crate::store::{Accept, AcceptResult, Claimed, Ended, Head};
+use crate::store::{Accept, AcceptResult, Claimed, Collect, Ended, Head};
 use crate::turn::{CancelledBy, Outcome};
 
 statements! {
@@ -40,6 +40,15 @@ INSERT INTO turns (org_id, turn_id, agent_id, conversation_id, seq, run_id, priv
                    first_epoch, started_at, worker, version)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
 ON CONFLICT (org_id, turn_id) DO NOTHING";
+    /// The last that waits in a lane, if it collects.
+    ACCEPT_JOINS = "-- accept_joins
+SELECT m.turn_id, m.collected, t.message FROM turn_markers m JOIN turns t ON t.org_id = m.org_id AND t.turn_id = m.turn_id
+ WHERE m.org_id = ?1 AND m.agent_id = ?2 AND m.conversation_id = ?3 AND m.state = 'waiting' AND t.dry_run = ?4
+   AND m.seq = (SELECT max(l.seq) FROM turn_markers l WHERE l.org_id = ?1 AND l.agent_id = ?2 AND l.conversation_id = ?3 AND l.state = 'waiting')";
+    JOIN_MESSAGE = "-- join_message
+UPDATE turns SET message = ?3 WHERE org_id = ?1 AND turn_id = ?2";
+    JOIN_MARKER = "-- join_marker
+UPDATE turn_markers SET collected = collected + ?3 WHERE org_id = ?1 AND turn_id = ?2";
     ACCEPT_KNOWN = "-- accept_known
 SELECT 1 FROM turns WHERE org_id = ?1 AND turn_id = ?2";
     /// A conversation begins with its first turn. One that was deleted begins again: another owner, another root, places go on.
@@ -52,8 +61,8 @@ ON CONFLICT (org_id, agent_id, conversation_id) DO UPDATE
 UPDATE conversations SET next_seq = ?4 + 1 WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3 AND next_seq = ?4";
     ACCEPT_MARKER = "-- accept_marker
 INSERT INTO turn_markers (org_id, turn_id, agent_id, env_org, conversation_id, run_id, mode, seq, state, epoch, attempt, attempts_max, holder,
-                          not_before, deadline_at, admission_ms, turn_ms)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+                          not_before, deadline_at, admission_ms, turn_ms, collected)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)";
 }
 
 /// A conversation's row, and who is live in it.
@@ -105,6 +114,7 @@ impl Tx<'_> {
             keyed,
             lane_live: 0,
             lane_active: None,
+            joins: None,
             org_live: self.counts.org(org).live(),
             host_live: self.counts.host().live(),
         };
@@ -115,9 +125,21 @@ impl Tx<'_> {
                 facts.lane_active = self.lane_live(org, agent, conversation)?.first().copied();
             }
         }
+        let open = match (laned, &accept.collect) {
+            (Some(conversation), Some(collect)) if facts.lane_live > 0 => {
+                self.open_turn(accept, conversation, collect)?
+            }
+            _ => None,
+        };
+        facts.joins = open.as_ref().map(|(turn, _)| *turn);
         let interrupt = match admission::decide(&facts, accept.on_busy, &accept.bounds) {
             Err(refusal) => return Ok(AcceptResult::Refused(refusal)),
             Ok(Decision::Attach(turn)) => return Ok(AcceptResult::Attached(turn)),
+            Ok(Decision::Join(turn)) => {
+                let (_, message) = open.expect("it was found");
+                self.join(accept, turn, &message)?;
+                return Ok(AcceptResult::Joined(turn));
+            }
             Ok(Decision::Accept { interrupt }) => interrupt,
         };
         let mut interrupted = Vec::new();
@@ -154,6 +176,7 @@ impl Tx<'_> {
             Stage::Ready => accept.clocks.admission_timeout_ms,
             Stage::Running => accept.clocks.turn_timeout_ms,
         });
+        let collects = accept.collect.as_ref().filter(|_| stage == Stage::Waiting).map(|collect| &collect.message);
         let epoch = u32::from(start.is_some());
         let run_id = envelope.run_id.as_ref().map(|run| run.as_bytes());
         let worker = start.as_ref().and_then(|start| start.worker.as_ref());
@@ -168,7 +191,7 @@ impl Tx<'_> {
             user.as_str(),
             accept.dry_run,
             self.now.0,
-            &accept.message[..],
+            collects.map_or(&accept.message[..], |message| &message.whole[..]),
             start.as_ref().map(|_| epoch),
             start.as_ref().map(|_| self.now.0),
             worker.map(|(name, _)| name.as_str()),
@@ -181,17 +204,7 @@ impl Tx<'_> {
         if let (Some(conversation), Some(seq)) = (laned, seq) {
             head_run = self.take_place(accept, conversation, lane.as_ref(), seq)?;
         }
-        if let Some((key, hash)) = &accept.key {
-            self.conn.prepare_cached(ACCEPT_KEY_NEW)?.execute(params![
-                org.as_str(),
-                agent.as_str(),
-                key_scope,
-                key,
-                turn.as_bytes(),
-                &hash[..],
-                self.now.0
-            ])?;
-        }
+        self.remember_key(accept, turn)?;
         self.conn.prepare_cached(ACCEPT_MARKER)?.execute(params![
             org.as_str(),
             turn.as_bytes(),
@@ -209,6 +222,7 @@ impl Tx<'_> {
             deadline.0,
             millis(accept.clocks.admission_timeout_ms),
             millis(accept.clocks.turn_timeout_ms),
+            collects.map_or(0, |message| message.parts),
         ])?;
         self.shift(org, None, Some(stage));
         let claimed = match start {
@@ -244,6 +258,46 @@ impl Tx<'_> {
             }
         };
         Ok(AcceptResult::Accepted { interrupted, claimed })
+    }
+
+    /// The turn that this message may join, and that turn's message.
+    fn open_turn(
+        &self,
+        accept: &Accept,
+        conversation: &ConversationId,
+        collect: &Collect,
+    ) -> Tried<Option<(TurnId, Vec<u8>)>> {
+        let mut statement = self.conn.prepare_cached(ACCEPT_JOINS)?;
+        let lane = params![accept.org.as_str(), accept.agent.as_str(), conversation.as_str(), accept.dry_run];
+        let last = statement
+            .query_row(lane, |row| Ok((TurnId(uuid(row, 0)?), row.get::<_, u32>(1)?, row.get::<_, Vec<u8>>(2)?)));
+        let last = last.optional()?.filter(|(_, parts, message)| collect.fits(*parts, message.len()));
+        Ok(last.map(|(turn, _, message)| (turn, message)))
+    }
+
+    /// Makes a message part of a turn that waits.
+    fn join(&self, accept: &Accept, turn: TurnId, message: &[u8]) -> Tried<()> {
+        let Some(collect) = &accept.collect else { return Ok(()) };
+        let org = accept.org.as_str();
+        let joined = collect.message.join(message);
+        self.conn.prepare_cached(JOIN_MESSAGE)?.execute(params![org, turn.as_bytes(), joined])?;
+        self.conn.prepare_cached(JOIN_MARKER)?.execute(params![org, turn.as_bytes(), collect.message.adds()])?;
+        self.remember_key(accept, turn)
+    }
+
+    /// The same request again is this turn.
+    fn remember_key(&self, accept: &Accept, turn: TurnId) -> Tried<()> {
+        let Some((key, hash)) = &accept.key else { return Ok(()) };
+        self.conn.prepare_cached(ACCEPT_KEY_NEW)?.execute(params![
+            accept.org.as_str(),
+            accept.agent.as_str(),
+            accept.envelope.conversation.as_ref().map_or("", ConversationId::as_str),
+            key,
+            turn.as_bytes(),
+            &hash[..],
+            self.now.0
+        ])?;
+        Ok(())
     }
 
     /// A conversation's row, also that of a deleted one.

@@ -66,6 +66,7 @@ fn ended(org: &OrgId, turn: TurnId, outcome: &Outcome, row: &PgRow) -> Result<En
 fn accepted(accept: &Accept, kind: &str, row: &PgRow, before: &[PgRow]) -> Result<AcceptResult, sqlx::Error> {
     let claimed = match kind {
         "attached" => return Ok(AcceptResult::Attached(TurnId(row.try_get("turn")?))),
+        "joined" => return Ok(AcceptResult::Joined(TurnId(row.try_get("turn")?))),
         "refused" => return Ok(AcceptResult::Refused(refusal(row)?)),
         "accepted" => None,
         "started" => Some(Box::new(started(accept, row)?)),

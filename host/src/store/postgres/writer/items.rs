@@ -62,6 +62,17 @@ struct AcceptItem<'a> {
     attempts_max: u32,
     holder: Option<Uuid>,
     running_max: Option<i64>,
+    #[serde(flatten)]
+    collect: Option<CollectItem>,
+}
+
+#[derive(Debug, Serialize)]
+struct CollectItem {
+    whole: usize,
+    more: usize,
+    parts: i64,
+    parts_max: i64,
+    bytes_max: i64,
 }
 
 #[derive(Debug, Serialize)]
@@ -225,6 +236,7 @@ fn accept_item<'a>(accept: &'a Accept, bodies: &mut Bodies<'a>) -> Item<'a> {
             OnBusy::Enqueue => "enqueue",
             OnBusy::Reject => "reject",
             OnBusy::Interrupt => "interrupt",
+            OnBusy::Collect => "collect",
         },
         conv_max: bigint(accept.bounds.conversation_queue_max),
         org_max: bigint(accept.bounds.org_queue_max),
@@ -235,6 +247,13 @@ fn accept_item<'a>(accept: &'a Accept, bodies: &mut Bodies<'a>) -> Item<'a> {
         attempts_max: accept.attempts_max,
         holder: accept.claim_for.map(|(holder, _)| holder.0),
         running_max: accept.claim_for.map(|(_, bound)| bigint(bound.0)),
+        collect: accept.collect.as_ref().map(|collect| CollectItem {
+            whole: bodies.add(&collect.message.whole[..]),
+            more: bodies.add(&collect.message.more[..]),
+            parts: bigint(collect.message.parts),
+            parts_max: bigint(collect.parts_max),
+            bytes_max: bigint(collect.bytes_max),
+        }),
     };
     Item {
         kind: "accept",
