@@ -21,7 +21,7 @@ const METADATA_VALUE_CHARS_MAX: usize = 512;
 pub struct NotesChange {
     /// 1 to 200 characters of one line; null for none.
     #[serde(default, deserialize_with = "present")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 200)]
     pub title: Option<Option<String>>,
     /// All of it: at most 16 entries, names of 1 to 64 characters, values of at most 512; null for none.
     #[serde(default, deserialize_with = "present")]

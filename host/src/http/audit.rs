@@ -160,11 +160,11 @@ fn tag(org: &OrgId) -> String {
 /// Newest first: what deploys, keys, defaults, limits, deletions and exports did to the org, and who did it, by which credential and in which request.
 /// It cannot be changed. For the scope `admin`.
 #[utoipa::path(get, path = "/v1/audit", tag = "audit",
-    params(("actor" = Option<String>, Query, description = "Only what this user did. One of `actor`, `verb` and `resource` at a time."),
+    params(("actor" = Option<String>, Query, min_length = 1, max_length = 320, description = "Only what this user did. One of `actor`, `verb` and `resource` at a time."),
         ("verb" = inline(Option<Verb>), Query, description = "Only this."),
-        ("resource" = Option<String>, Query, description = "Only what was done to this.", example = "agent/support"),
-        ("since" = Option<String>, Query, description = "Not what was done before; RFC 3339."),
-        ("until" = Option<String>, Query, description = "Not what was done after; RFC 3339. A page's `next` says it for the pages behind it.")),
+        ("resource" = Option<String>, Query, min_length = 1, max_length = 320, description = "Only what was done to this.", example = "agent/support"),
+        ("since" = Option<String>, Query, format = DateTime, description = "Not what was done before; RFC 3339."),
+        ("until" = Option<String>, Query, format = DateTime, description = "Not what was done after; RFC 3339. A page's `next` says it for the pages behind it.")),
     responses((status = 200, description = "A page", body = List<AuditView>)))]
 async fn list_audit(
     State(gateway): State<Gateway>,

@@ -22,6 +22,8 @@ const LINKS: &[Links] = &[
         to: &[
             "submit_turn",
             "get_conversation",
+            "patch_conversation",
+            "export_conversation",
             "list_messages",
             "list_turns",
             "reset_snapshot",
