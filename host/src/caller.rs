@@ -110,6 +110,17 @@ impl Caller {
     }
 }
 
+/// What a caller showed: by which it can be asked again whether it is still good.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Credential {
+    /// An API key of the caller's org.
+    Key {
+        /// What names it in lists.
+        id: Arc<str>,
+    },
+}
+
 /// Something that belongs to a member of an org. Who asks must show who they are.
 #[derive(Debug, Clone)]
 pub struct Owned<T> {

@@ -133,6 +133,7 @@ impl Host {
 
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let keys = Arc::new(Authenticator::new(store.clone(), clock.clone(), config.limits.auth_failures_per_minute));
+        keys.tickets.prepare().await?;
         let background = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
             let stop = stop.clone();
             tasks.spawn(async move { stop.run_until_cancelled_owned(task).await });

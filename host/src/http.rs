@@ -1,7 +1,7 @@
 //! The gateway: an axum edge that parses what comes in, asks the host, and says how it went.
 //!
 //! Statuses, headers and problem bodies live here and nowhere below; no wasmtime and no SQL is seen here. One file a kind of resource
-//! (`workers`, `agents`, `conversations`, `turns`, `ingest`), each with its routes and their documentation; what they share stands beside
+//! (`workers`, `agents`, `conversations`, `turns`, `ticket`, `ingest`), each with its routes and their documentation; what they share stands beside
 //! them (`auth`, `params`, `page`, `body`, `negotiate`, `problem`, `sse`). `observe` is around them all. [`serve`] drives connections.
 
 use std::ops::Deref;
@@ -52,6 +52,8 @@ mod agents;
 mod conversations;
 
 mod turns;
+
+mod ticket;
 
 mod ingest;
 
@@ -127,6 +129,7 @@ fn routes() -> OpenApiRouter<Gateway> {
         .merge(agents::routes())
         .merge(conversations::routes())
         .merge(turns::routes())
+        .merge(ticket::routes())
         .merge(ingest::routes())
         .merge(audit::routes())
         .merge(export::routes())

@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
-use crate::caller::{Caller, Scopes};
+use crate::caller::{Caller, Credential, Scopes};
 use crate::clock::{Clock, Timestamp};
-use crate::ids::{OrgId, UserId};
+use crate::ids::{OrgId, TurnId, UserId};
 use crate::store::{KeyRecord, Store, StoreError};
+use crate::tickets::{Ticket, Tickets};
 
 /// What every key begins with: secret scanners and people recognise it.
 pub const PREFIX: &str = "th_";
@@ -102,10 +103,28 @@ pub enum AuthError {
     Store(Arc<StoreError>),
 }
 
-/// A key's record as far as a request needs it.
-struct Known {
-    caller: Caller,
-    expires_at: Option<Timestamp>,
+/// Who somebody has been found to be.
+#[derive(Debug, Clone)]
+pub struct Authenticated {
+    /// On whose behalf.
+    pub caller: Caller,
+    /// By what.
+    pub by: Credential,
+    /// When that ends.
+    pub expires_at: Option<Timestamp>,
+}
+
+impl Authenticated {
+    /// Of a key that works, but for its end.
+    fn of(key: KeyRecord) -> Authenticated {
+        let credential = format!("key:{}", key.id).into();
+        let caller = Caller { org: key.org, user: key.user, scopes: key.scopes, credential };
+        Authenticated { caller, by: Credential::Key { id: key.id.into() }, expires_at: key.expires_at }
+    }
+
+    fn is_over(&self, now: Timestamp) -> bool {
+        self.expires_at.is_some_and(|at| at <= now)
+    }
 }
 
 struct Failures {
@@ -113,13 +132,17 @@ struct Failures {
     count: AtomicU32,
 }
 
-/// Turns a presented key into a [`Caller`].
+/// Turns what is presented into a [`Caller`].
 pub struct Authenticator {
     store: Arc<dyn Store>,
     clock: Clock,
     failures_per_minute: u32,
     /// Also remembers, as `None`, what is no key: guessing does not reach the store twice.
-    trusted: moka::future::Cache<[u8; 32], Option<Arc<Known>>>,
+    trusted: moka::future::Cache<[u8; 32], Option<Arc<Authenticated>>>,
+    /// The same by org and id, for tickets: each names the key that asked for it.
+    named: moka::future::Cache<(OrgId, Arc<str>), Option<Arc<Authenticated>>>,
+    /// Makes stream tickets and knows them again.
+    pub tickets: Tickets,
     vouched: moka::sync::Cache<[u8; 32], ()>,
     failures: moka::sync::Cache<IpAddr, Arc<Failures>>,
     used: Mutex<HashSet<(OrgId, String)>>,
@@ -129,10 +152,12 @@ impl Authenticator {
     /// One for `store`. An address that fails more than `failures_per_minute` times a minute is told to wait.
     pub fn new(store: Arc<dyn Store>, clock: Clock, failures_per_minute: u32) -> Authenticator {
         Authenticator {
+            tickets: Tickets::new(store.clone(), clock.clone()),
             store,
             clock,
             failures_per_minute,
             trusted: moka::future::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_live(TRUSTED_FOR).build(),
+            named: moka::future::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_live(TRUSTED_FOR).build(),
             vouched: moka::sync::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_idle(VOUCHED_FOR).build(),
             failures: moka::sync::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_live(FAILURES_WINDOW).build(),
             used: Mutex::default(),
@@ -140,35 +165,61 @@ impl Authenticator {
     }
 
     /// Whose key this is. `from` is the address that presents it, where there is one.
-    pub async fn authenticate(&self, secret: Option<&str>, from: Option<IpAddr>) -> Result<Caller, AuthError> {
+    pub async fn authenticate(&self, secret: Option<&str>, from: Option<IpAddr>) -> Result<Authenticated, AuthError> {
         let Some(hash) = secret.and_then(hash) else { return Err(self.failed(from)) };
         let known = match self.trusted.get(&hash).await {
             Some(known) => known,
             None => self.look_up(hash, from).await?,
         };
         match known {
-            Some(known) if known.expires_at.is_none_or(|at| self.clock.now() < at) => Ok(known.caller.clone()),
+            Some(known) if !known.is_over(self.clock.now()) => Ok(Authenticated::clone(&known)),
             _ => Err(self.failed(from)),
         }
     }
 
+    /// Who may follow `turn` with this ticket. Whether the turn is there and live is for the caller to see, with what this answers.
+    pub async fn follower(&self, ticket: &str, turn: TurnId, from: Option<IpAddr>) -> Result<Caller, AuthError> {
+        let read = self.tickets.read(ticket).await.map_err(|error| AuthError::Store(Arc::new(error)))?;
+        match read.filter(|ticket| ticket.turn == turn) {
+            Some(ticket) if self.still_good(&ticket).await? => {
+                let scopes = if ticket.as_admin { Scopes::ADMIN } else { Scopes::TURNS };
+                Ok(Caller { org: ticket.org, user: ticket.user, scopes, credential: "ticket".into() })
+            }
+            _ => Err(self.failed(from)),
+        }
+    }
+
+    /// Whether what asked for the ticket still works.
+    async fn still_good(&self, ticket: &Ticket) -> Result<bool, AuthError> {
+        let Credential::Key { id } = &ticket.by;
+        let read = async { Ok(self.store.key_by_id(&ticket.org, id).await?.and_then(|key| self.found(key))) };
+        let known = self.named.try_get_with((ticket.org.clone(), id.clone()), read).await.map_err(AuthError::Store)?;
+        Ok(known.is_some_and(|known| !known.is_over(self.clock.now())))
+    }
+
     /// Asks the store, once for all requests that want to know at the same moment.
-    async fn look_up(&self, hash: [u8; 32], from: Option<IpAddr>) -> Result<Option<Arc<Known>>, AuthError> {
+    async fn look_up(&self, hash: [u8; 32], from: Option<IpAddr>) -> Result<Option<Arc<Authenticated>>, AuthError> {
         if self.blocked(from).is_some() && !self.vouched.contains_key(&hash) {
             return Err(self.failed(from));
         }
         let read = async {
-            let record = self.store.key(hash).await?.filter(|key| key.revoked_at.is_none());
-            Ok(record.map(|key| {
-                // A record is read when its key is used, once a second at most: that is the place to note the use.
-                let credential = format!("key:{}", key.id).into();
-                self.used.lock().insert((key.org.clone(), key.id));
+            let known = self.store.key(hash).await?.and_then(|key| self.found(key));
+            if known.is_some() {
                 self.vouched.insert(hash, ());
-                let caller = Caller { org: key.org, user: key.user, scopes: key.scopes, credential };
-                Arc::new(Known { caller, expires_at: key.expires_at })
-            }))
+            }
+            Ok(known)
         };
         self.trusted.try_get_with(hash, read).await.map_err(AuthError::Store)
+    }
+
+    /// What is kept in memory of a key that the store has; `None` when it was revoked.
+    fn found(&self, key: KeyRecord) -> Option<Arc<Authenticated>> {
+        if key.revoked_at.is_some() {
+            return None;
+        }
+        // A record is read when its key is used, once a second at most: that is the place to note the use.
+        self.used.lock().insert((key.org.clone(), key.id.clone()));
+        Some(Arc::new(Authenticated::of(key)))
     }
 
     /// Counts a failure and says how it is answered.

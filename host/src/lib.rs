@@ -60,6 +60,8 @@ pub mod registry;
 
 pub mod keys;
 
+pub mod tickets;
+
 pub mod supervisor;
 
 pub mod sweep;

@@ -54,6 +54,10 @@ limits! {
     page_items_max: usize = 100;
     /// Failed authentications of one address before it is told to wait.
     auth_failures_per_minute: u32 = 30;
+    /// How long a stream ticket outlives its turn.
+    ticket_grace_ms: u64 = 600_000;
+    /// How long a stream ticket lives at most, however long its turn does.
+    ticket_ms_max: u64 = 86_400_000;
 
     // Modules.
     /// An uploaded module.
@@ -225,6 +229,11 @@ impl Limits {
         }
         if self.lease_ttl_ms < self.lease_renew_ms + self.lease_margin_ms {
             return Err("limits.lease_ttl_ms must be at least lease_renew_ms + lease_margin_ms".to_owned());
+        }
+        if self.ticket_ms_max > 30 * 86_400_000 {
+            return Err(
+                "limits.ticket_ms_max must be at most 30 days: the keys of tickets are replaced after that".to_owned()
+            );
         }
         if self.conversation_queue_max > self.org_queue_max || self.org_queue_max > self.host_queue_max {
             return Err("limits: conversation_queue_max ≤ org_queue_max ≤ host_queue_max must hold".to_owned());

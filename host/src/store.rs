@@ -290,12 +290,18 @@ pub trait Store: Send + Sync + 'static {
     async fn create_key(&self, hash: [u8; 32], key: &KeyRecord, by: &Actor) -> Result<bool>;
     /// The key with this SHA-256, whatever its state.
     async fn key(&self, hash: [u8; 32]) -> Result<Option<KeyRecord>>;
+    /// The org's key of this id, whatever its state.
+    async fn key_by_id(&self, org: &OrgId, id: &str) -> Result<Option<KeyRecord>>;
     /// An org's keys, newest first.
     async fn keys(&self, org: &OrgId) -> Result<Vec<KeyRecord>>;
     /// Revokes; `false` when there is no such key.
     async fn revoke_key(&self, org: &OrgId, id: &str, now: Timestamp, by: &Actor) -> Result<bool>;
     /// Records the last use of keys, by id.
     async fn touch_keys(&self, used: &[(OrgId, String)], now: Timestamp) -> Result<()>;
+    /// What stream tickets are authenticated with, newest first: the same for every host.
+    async fn ticket_keys(&self) -> Result<Vec<TicketKey>>;
+    /// Adds one, if its number is the next; `false`: another host was first. Those before its predecessor are forgotten.
+    async fn add_ticket_key(&self, number: i64, secret: [u8; 32], now: Timestamp) -> Result<bool>;
 
     // -- audit: whatever takes an `Actor` above writes down who did it, in its own transaction
     /// Writes down what changes nothing in the store, before it is done. `None`: in the host's own audit.

@@ -113,6 +113,22 @@ impl Client {
         self.http.request(method, format!("{}{path}", self.url)).bearer_auth(&self.key)
     }
 
+    /// A request without a key.
+    pub fn anonymous(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.url))
+    }
+
+    /// The events at a URL that says by itself who may read them, as an `EventSource` asks for them.
+    pub async fn follow(&self, path: &str, last_event_id: Option<&str>) -> Events {
+        let mut request = self.anonymous(Method::GET, path).header("accept", "text/event-stream");
+        if let Some(id) = last_event_id {
+            request = request.header("last-event-id", id);
+        }
+        let response = request.send().await.expect("an answer");
+        assert_eq!(response.status(), StatusCode::OK);
+        Events::of(response)
+    }
+
     /// Sends a request without a body; status and JSON (`null` when there is none).
     pub async fn call(&self, method: Method, path: &str) -> (StatusCode, Value) {
         answer(self.request(method, path)).await
@@ -228,6 +244,14 @@ impl Turn {
         let response = request.send().await.expect("an answer");
         assert_eq!(response.status(), StatusCode::OK);
         Events::of(response)
+    }
+
+    /// A ticket for its events: the ticket and its URL.
+    pub async fn ticket(&self) -> (String, String) {
+        let (status, body) = self.client.call(Method::POST, &format!("/v1/turns/{}/ticket", self.id)).await;
+        assert_eq!(status, StatusCode::CREATED, "{body}");
+        let text = |name: &str| body[name].as_str().expect("a text").to_owned();
+        (text("ticket"), text("url"))
     }
 
     /// Waits for its end; its resource then.

@@ -22,7 +22,7 @@ use turnhouse::notes::NotesChange;
 use turnhouse::store::{
     Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, Hint, KeyRecord, LiveCounts,
     OrgRecord, Page, Progress, Provisioned, PutAgent, PutWorker, Result, Retained, Retention, SnapshotPlace,
-    SnapshotRecord, Starter, Store, StoreError, StoreStatus, SweepFindings, TurnRecord, WorkerVersion, Write, Written,
+    SnapshotRecord, Starter, Store, StoreError, StoreStatus, SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
 };
 use uuid::Uuid;
 
@@ -453,6 +453,10 @@ impl Store for Faulty {
         self.through(Call::Read, self.store.keys(org)).await
     }
 
+    async fn key_by_id(&self, org: &OrgId, id: &str) -> Result<Option<KeyRecord>> {
+        self.through(Call::Read, self.store.key_by_id(org, id)).await
+    }
+
     async fn revoke_key(&self, org: &OrgId, id: &str, now: Timestamp, by: &Actor) -> Result<bool> {
         self.through(Call::Read, self.store.revoke_key(org, id, self.now(now), by)).await
     }
@@ -474,6 +478,14 @@ impl Store for Faulty {
         limit: usize,
     ) -> Result<Page<AuditEntry>> {
         self.through(Call::Read, self.store.audit(org, filter, since, before, limit)).await
+    }
+
+    async fn ticket_keys(&self) -> Result<Vec<TicketKey>> {
+        self.through(Call::Read, self.store.ticket_keys()).await
+    }
+
+    async fn add_ticket_key(&self, number: i64, secret: [u8; 32], now: Timestamp) -> Result<bool> {
+        self.through(Call::Read, self.store.add_ticket_key(number, secret, self.now(now))).await
     }
 
     async fn status(&self, now: Timestamp) -> Result<StoreStatus> {

@@ -343,6 +343,45 @@ fn orgs_and_keys_are_made_on_the_database_beside_a_running_host() {
 }
 
 #[test]
+fn o6_no_key_and_no_ticket_is_in_any_log() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (data_dir, log) = (dir.path().join("data"), dir.path().join("log"));
+    let key = program::member(&data_dir, "ann", "admin");
+    let mut serve = command(&["serve", "--json", "--listen", "127.0.0.1:0", "--data-dir", text(&data_dir)]);
+    serve.env("TURNHOUSE_LOG", "trace").stderr(std::fs::File::create(&log).expect("a file"));
+    let mut host = Program::spawn(&mut serve);
+    let url = host.ready().expect("it is ready")["url"].as_str().expect("a url").to_owned();
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let tickets = runtime.block_on(async {
+        let ann = Client::new(&url, &key);
+        ann.deploy("echo").await;
+        let turn = ann.say("echo", "c-1", "hi").await;
+        turn.completed().await;
+        let mut tickets = Vec::new();
+        let http1 = reqwest::Client::builder().http1_only().build().expect("a client");
+        let http2 = reqwest::Client::builder().http2_prior_knowledge().build().expect("a client");
+        for http in [http1, http2] {
+            let (ticket, path) = turn.ticket().await;
+            for path in [path.clone(), format!("{path}0"), format!("/v1/agents?ticket={ticket}")] {
+                let response = http.get(format!("{url}{path}")).send().await.expect("an answer");
+                response.text().await.expect("a whole answer");
+            }
+            let response = http.get(format!("{url}/v1/agents")).bearer_auth(&key).send().await.expect("an answer");
+            assert!(response.status().is_success());
+            tickets.push(ticket);
+        }
+        tickets
+    });
+    assert!(host.terminate().success());
+    let log = std::fs::read_to_string(&log).expect("the log");
+    assert!(log.contains("\"method\":\"GET\"") && log.contains("/v1/turns/{turn}/events"), "requests are in it");
+    for secret in tickets.iter().map(|ticket| ticket.rsplit_once('.').expect("a MAC").1).chain([&key[3..]]) {
+        let line = log.lines().find(|line| line.contains(secret));
+        assert_eq!(line, None);
+    }
+}
+
+#[test]
 fn status_and_doctor_say_how_it_stands_beside_a_running_host_and_without_one() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let data_dir = dir.path().join("data");

@@ -1,7 +1,7 @@
 //! Who calls: `Authorization: Bearer th_…` → [`Caller`], and whether the key may do what the route does.
 //!
-//! Every route but health, readiness and the document takes a [`May`]: without one it has no caller, and without a caller nothing that is
-//! [`crate::caller::Owned`] opens.
+//! Every route but health, readiness and the document takes a [`May`], or where a ticket will do a [`Follower`]: without one it has no caller, and
+//! without a caller nothing that is [`crate::caller::Owned`] opens.
 
 use std::marker::PhantomData;
 use std::net::IpAddr;
@@ -11,10 +11,12 @@ use axum::http::request::Parts;
 use axum::http::{HeaderValue, header};
 
 use super::Gateway;
+use super::params::Ids;
 use super::problem::{Code, Problem};
 use crate::audit::Actor;
-use crate::caller::{Caller, Scopes};
-use crate::ids::UserId;
+use crate::caller::{Caller, Credential, Scopes};
+use crate::ids::{TurnId, UserId};
+use crate::keys::Authenticated;
 
 /// The address of a connection's other end, in the extensions of its requests.
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +61,8 @@ pub struct May<R> {
     /// The key's user, also where it acts for another.
     key_user: UserId,
     request_id: Option<RequestId>,
+    /// What was shown.
+    pub by: Credential,
     right: PhantomData<R>,
 }
 
@@ -73,14 +77,12 @@ impl<R: Right + Send> FromRequestParts<Gateway> for May<R> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, gateway: &Gateway) -> Result<May<R>, Problem> {
-        let from = parts.extensions.get::<Peer>().map(|peer| peer.0);
         let mut given = parts.headers.get_all(header::AUTHORIZATION).iter();
         let secret = match (given.next(), given.next()) {
             (Some(one), None) => one.to_str().ok().and_then(bearer),
             _ => None,
         };
-        let caller = gateway.host.keys.authenticate(secret, from).await?;
-        let mut may = May::check(caller)?;
+        let mut may = May::check(gateway.host.keys.authenticate(secret, from(parts)).await?)?;
         may.request_id = parts.extensions.get().cloned();
         match parts.uri.query().filter(|query| query.contains("user=")) {
             None => Ok(may),
@@ -91,12 +93,13 @@ impl<R: Right + Send> FromRequestParts<Gateway> for May<R> {
 
 impl<R: Right> May<R> {
     /// Whether the key has the right.
-    pub fn check(caller: Caller) -> Result<May<R>, Problem> {
+    pub fn check(who: Authenticated) -> Result<May<R>, Problem> {
+        let Authenticated { caller, by, .. } = who;
         if !R::ANY_OF.iter().any(|scope| caller.scopes.include(*scope)) {
             return Err(missing(R::ANY_OF));
         }
         let (key_scopes, key_user) = (caller.scopes, caller.user.clone());
-        Ok(May { key_scopes, key_user, caller, request_id: None, right: PhantomData })
+        Ok(May { key_scopes, key_user, caller, by, request_id: None, right: PhantomData })
     }
 
     /// The caller as `user`, where the request names one: who acts for a user sees what that user sees, and no more.
@@ -122,6 +125,52 @@ impl<R: Right> May<R> {
         self.caller = self.acting_for(user.as_deref())?;
         Ok(self)
     }
+}
+
+/// Whoever follows a turn: a caller with a key, or with a ticket for that turn.
+#[derive(Debug)]
+pub struct Follower {
+    caller: Caller,
+    /// Which turn.
+    pub turn: TurnId,
+    /// Whether it came with a ticket, whose end is the turn's.
+    pub with_ticket: bool,
+}
+
+impl std::ops::Deref for Follower {
+    type Target = Caller;
+    fn deref(&self) -> &Caller {
+        &self.caller
+    }
+}
+
+impl FromRequestParts<Gateway> for Follower {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, gateway: &Gateway) -> Result<Follower, Problem> {
+        let query = parts.uri.query().unwrap_or_default();
+        // Tickets are made of characters that need no escape.
+        let mut tickets = query.split('&').filter_map(|pair| pair.strip_prefix("ticket="));
+        let Some(ticket) = tickets.next() else {
+            let may = May::<Converse>::from_request_parts(parts, gateway).await?;
+            let Ids(turn) = Ids::from_request_parts(parts, gateway).await?;
+            return Ok(Follower { caller: may.caller, turn, with_ticket: false });
+        };
+        let names_user = query.split('&').any(|pair| pair.starts_with("user="));
+        if tickets.next().is_some() || names_user || parts.headers.contains_key(header::AUTHORIZATION) {
+            let detail = "a ticket says who follows: send one, and neither a key nor `user` beside it";
+            return Err(Problem::new(Code::MalformedRequest, detail));
+        }
+        let (ticket, from) = (ticket.to_owned(), from(parts));
+        let Ids(turn) = Ids::from_request_parts(parts, gateway).await?;
+        let caller = gateway.host.keys.follower(&ticket, turn, from).await?;
+        Ok(Follower { caller, turn, with_ticket: true })
+    }
+}
+
+/// The other end's address, where there is a connection.
+fn from(parts: &Parts) -> Option<IpAddr> {
+    parts.extensions.get::<Peer>().map(|peer| peer.0)
 }
 
 /// The token of `Bearer <token>`.
@@ -157,12 +206,13 @@ mod tests {
     use super::*;
 
     fn may(scopes: &str) -> Result<May<Converse>, Problem> {
-        May::check(Caller {
+        let caller = Caller {
             org: "acme".parse().unwrap(),
             user: "backend".parse().unwrap(),
             scopes: Scopes::parse(scopes).unwrap(),
             credential: "key:1".into(),
-        })
+        };
+        May::check(Authenticated { caller, by: Credential::Key { id: "1".into() }, expires_at: None })
     }
 
     #[test]

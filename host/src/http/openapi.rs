@@ -7,7 +7,9 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{AdditionalProperties, SchemaType};
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
+};
 use utoipa::openapi::tag::TagBuilder;
 use utoipa::openapi::{
     Components, ContentBuilder, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi, Ref, RefOr, Required,
@@ -143,6 +145,13 @@ fn add_components(components: &mut Components) {
                 ))
                 .build(),
         )),
+    );
+    components.security_schemes.insert(
+        "stream_ticket".to_owned(),
+        RefOr::T(SecurityScheme::ApiKey(ApiKey::Query(ApiKeyValue::with_description(
+            "ticket",
+            "`?ticket=tt_…`: follows one turn, for an EventSource; `POST /v1/turns/{turn}/ticket` makes one.",
+        )))),
     );
 }
 
@@ -283,6 +292,7 @@ fn codes(operation: &str, public: bool) -> Vec<Code> {
             HostQueueFull,
             Draining,
         ],
+        "create_ticket" => &[TurnEnded],
         "stream_events" => &[InvalidCursor, NotAcceptable, TooManyStreams],
         "export_org" | "export_conversation" => &[TooManyStreams],
         "readyz" => &[Draining, StoreUnavailable],
@@ -339,6 +349,7 @@ mod tests {
         ("/v1/turns/{turn}", &["get"]),
         ("/v1/turns/{turn}/cancel", &["post"]),
         ("/v1/turns/{turn}/events", &["get"]),
+        ("/v1/turns/{turn}/ticket", &["post"]),
         ("/v1/workers", &["get"]),
         ("/v1/workers/{worker}", &["delete", "get", "put"]),
     ];

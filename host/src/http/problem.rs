@@ -81,6 +81,8 @@ codes! {
     AgentInUse = 409 "agent_in_use";
     /// The agent cannot run turns yet.
     AgentNotReady = 409 "agent_not_ready";
+    /// The turn ended too long ago for a ticket.
+    TurnEnded = 409 "turn_ended";
     /// The request is over `request_body_bytes_max`.
     BodyTooLarge = 413 "body_too_large";
     /// The module is over `module_bytes_max`.
@@ -278,10 +280,11 @@ impl From<StoreError> for Problem {
 impl From<AuthError> for Problem {
     fn from(error: AuthError) -> Problem {
         match error {
-            // One text for none, wrong, expired and revoked: it tells nobody which keys exist.
+            // One text for none, wrong, expired and revoked, keys and tickets: it tells nobody which there are, nor which turns.
             AuthError::Unauthenticated => Problem::new(
                 Code::Unauthenticated,
-                "send a valid API key as `Authorization: Bearer th_…`; `turnhouse keys create` makes one",
+                "send a valid API key as `Authorization: Bearer th_…` (`turnhouse keys create` makes one), or to follow a turn a ticket that is \
+                 still good (`POST /v1/turns/{turn}/ticket` makes one)",
             ),
             AuthError::TooManyFailures { retry_after_s } => Problem::new(
                 Code::RateLimited,

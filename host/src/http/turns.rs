@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::auth::{Converse, May};
+use super::auth::{Converse, Follower, May};
 use super::body::JsonBytes;
 use super::negotiate::{self, Answer, IDEMPOTENT_REPLAYED, PREFERENCE_APPLIED};
 use super::page::{List, PageQuery};
@@ -24,12 +24,13 @@ use super::params::Ids;
 use super::problem::{Code, Problem};
 use super::readers::Permit;
 use super::views::{StreamEvent, TurnRef, TurnView, json, located};
-use super::{Gateway, conversations, message, sse};
+use super::{Gateway, conversations, message, sse, ticket};
 use crate::admission::OnBusy;
 use crate::caller::{Caller, Scopes};
 use crate::content::Content;
 use crate::event::EventId;
 use crate::ids::{AgentId, ConversationId, TurnId, UserId};
+use crate::keys::AuthError;
 use crate::reader::Reader;
 use crate::store::TurnRecord;
 use crate::submit::{Session, Submission, Submitted, submit};
@@ -214,7 +215,7 @@ fn streamed(gateway: &Gateway, reader: Reader, permit: Permit) -> Response {
 }
 
 /// The caller's turn, or 404; and whether they began it.
-async fn opened(gateway: &Gateway, caller: &Caller, turn: TurnId) -> Result<(TurnRecord, bool), Problem> {
+pub async fn opened(gateway: &Gateway, caller: &Caller, turn: TurnId) -> Result<(TurnRecord, bool), Problem> {
     let found = gateway.host.store.turn(&caller.org, turn).await?.ok_or_else(|| Problem::not_found("turn"))?;
     let as_member = Caller { scopes: Scopes::TURNS, ..caller.clone() };
     let own = found.clone().open(&as_member).is_some();
@@ -255,21 +256,29 @@ async fn get_turn(
 #[utoipa::path(get, path = "/v1/turns/{turn}/events", tag = "turns",
     params(("turn" = TurnId, Path), ("Last-Event-ID" = Option<String>, Header, pattern = "^((0|[1-9][0-9]{0,8})\\.(0|[1-9][0-9]{0,8})|end)?$", description = "The `id` of the last event that was seen", example = "1.4")),
     responses((status = 200, description = "Its events", content_type = "text/event-stream", body = StreamEvent),
-        (status = 204, description = "`Last-Event-ID` was `end`: there is nothing more")))]
+        (status = 204, description = "`Last-Event-ID` was `end`: there is nothing more")),
+    security(("api_key" = []), ("stream_ticket" = [])))]
 async fn stream_events(
     State(gateway): State<Gateway>,
-    caller: May<Converse>,
-    Ids(turn): Ids<TurnId>,
+    caller: Follower,
     request: Request,
 ) -> Result<Response, Problem> {
     negotiate::accepts_events(request.headers())?;
     let after = negotiate::last_event_id(request.headers())?;
-    opened(&gateway, &caller, turn).await?;
+    let turn = caller.turn;
+    let (record, _) = opened(&gateway, &caller, turn).await?;
+    if caller.with_ticket && ticket::outlived(&gateway, &record) {
+        return Err(AuthError::Unauthenticated.into());
+    }
     if after == Some(EventId::End) {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     let permit = gateway.readers.admit(&caller.org)?.of_turn(turn)?;
-    Ok(streamed(&gateway, Reader::new(&gateway.host, caller.org.clone(), turn, after), permit))
+    let mut response = streamed(&gateway, Reader::new(&gateway.host, caller.org.clone(), turn, after), permit);
+    if caller.with_ticket {
+        ticket::keep_secret(&mut response);
+    }
+    Ok(response)
 }
 
 /// Cancel a turn

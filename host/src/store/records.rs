@@ -489,6 +489,24 @@ pub struct KeyRecord {
     pub last_used_at: Option<Timestamp>,
 }
 
+/// What stream tickets are authenticated with.
+#[derive(Clone)]
+pub struct TicketKey {
+    /// 1, 2, …: which one, as a ticket names it.
+    pub number: i64,
+    /// 256 random bits.
+    pub secret: [u8; 32],
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+impl std::fmt::Debug for TicketKey {
+    /// Without the secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TicketKey").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
 /// An org.
 #[derive(Debug, Clone)]
 pub struct OrgRecord {

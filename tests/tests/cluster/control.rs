@@ -103,6 +103,40 @@ async fn o3_an_agent_or_a_key_changed_at_one_replica_is_changed_at_all() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn o3_a_ticket_is_good_at_every_replica_and_ends_with_its_key_at_all() {
+    let cluster = Cluster::start(2).await;
+    let ann = cluster.member("acme", "ann", "admin").await;
+    ann.deploy("sleep_day").await;
+    let bob = cluster.member("acme", "bob", "turns").await;
+    let turn = bob.say("sleep_day", "c-1", "go").await;
+    cluster.started(&turn).await;
+    let (_, here) = turn.ticket().await;
+    let (_, there) = cluster.turn_at(1, &turn).ticket().await;
+    let replicas = [bob.clone(), cluster.at(1, &bob)];
+    for url in [&here, &there] {
+        for replica in &replicas {
+            replica.follow(url, None).await.until("turn.started").await;
+        }
+    }
+    let org = "acme".parse().expect("an org");
+    let keys = cluster.store().keys(&org).await.expect("keys");
+    let key = keys.iter().find(|key| key.user.as_str() == "bob").expect("bob's");
+    let now = cluster.replicas[0].host.clock.now();
+    let revoked = cluster.store().revoke_key(&org, &key.id, now, &Actor::command_line()).await;
+    assert!(revoked.expect("it is revoked"));
+    assert!(turnhouse::keys::TRUSTED_FOR < Duration::from_secs(2), "nobody believes it for longer");
+    tokio::time::sleep(turnhouse::keys::TRUSTED_FOR).await;
+    for url in [&here, &there] {
+        for replica in &replicas {
+            let response = replica.anonymous(Method::GET, url).send().await.expect("an answer");
+            assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        }
+    }
+    ann.turn(&turn.id).cancel().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn file_mode_is_refused_where_the_store_is_shared() {
     let cluster = Cluster::start(2).await;
     let ann = cluster.member("acme", "ann", "admin,ingest").await;

@@ -13,4 +13,5 @@ mod replicas;
 mod snapshots;
 mod streams;
 mod tenants;
+mod tickets;
 mod turns;

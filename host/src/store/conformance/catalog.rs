@@ -159,6 +159,26 @@ pub(in crate::store) async fn keys_are_found_by_hash_and_revoked(world: &World) 
     world.store.revoke_key(&org("acme"), &key.id, world.now(), &by()).await.unwrap();
     assert_eq!(world.store.keys(&org("acme")).await.unwrap()[0].revoked_at, Some(revoked), "once revoked, so it stays");
     assert!(world.store.keys(&org("zeta")).await.unwrap().is_empty());
+    let by_id = world.store.key_by_id(&org("acme"), &key.id).await.unwrap().unwrap();
+    assert_eq!((by_id.user, by_id.revoked_at), (user("ann"), Some(revoked)));
+    assert!(world.store.key_by_id(&org("zeta"), &key.id).await.unwrap().is_none(), "not another org's");
+}
+
+pub(in crate::store) async fn ticket_keys_are_added_in_order_and_two_are_kept(world: &World) {
+    let add = |number: i64, byte: u8| world.store.add_ticket_key(number, [byte; 32], world.now());
+    assert!(world.store.ticket_keys().await.unwrap().is_empty());
+    assert!(!add(2, 9).await.unwrap(), "the first is 1");
+    let (one, other) = tokio::join!(add(1, 1), add(1, 2));
+    assert_ne!(one.unwrap(), other.unwrap(), "of two hosts one is first");
+    assert!(!add(1, 3).await.unwrap());
+    let first = world.store.ticket_keys().await.unwrap().pop().unwrap();
+    assert_eq!((first.number, first.created_at), (1, world.now()));
+    assert!(first.secret == [1; 32] || first.secret == [2; 32]);
+    assert!(!format!("{first:?}").contains(&format!("{:?}", first.secret)));
+    assert!(add(2, 4).await.unwrap() && add(3, 5).await.unwrap());
+    let kept = world.store.ticket_keys().await.unwrap();
+    let kept: Vec<_> = kept.iter().map(|key| (key.number, key.secret)).collect();
+    assert_eq!(kept, [(3, [5; 32]), (2, [4; 32])]);
 }
 
 pub(in crate::store) async fn orgs_are_made_once(world: &World) {

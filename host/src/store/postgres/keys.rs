@@ -9,7 +9,7 @@ use crate::audit::{Act, Actor};
 use crate::caller::Scopes;
 use crate::clock::Timestamp;
 use crate::ids::{OrgId, UserId};
-use crate::store::{KeyRecord, OrgRecord, Result, StoreError};
+use crate::store::{KeyRecord, OrgRecord, Result, StoreError, TicketKey};
 
 statements! {
     /// With the row under whose lock its turns will change.
@@ -30,6 +30,9 @@ SELECT $1, $2, $3, $4, $5, $6, n.now, n.now + ($8::bigint - $7::bigint)
   FROM (SELECT coalesce($9::bigint, turnhouse_now()) AS now) n WHERE EXISTS (SELECT 1 FROM orgs WHERE org_id = $1 AND deleting_at IS NULL)";
     KEY = "-- key
 SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at FROM api_keys WHERE key_hash = $1";
+    KEY_BY_ID = "-- key_by_id
+SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at FROM api_keys
+ WHERE org_id = $1 AND key_id = $2";
     KEYS = "-- keys
 SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at FROM api_keys
  WHERE org_id = $1 ORDER BY created_at DESC, key_id";
@@ -46,6 +49,15 @@ WITH used AS MATERIALIZED (
    WHERE k.last_used_at IS NULL OR k.last_used_at < n.minute
    ORDER BY k.org_id, k.key_id FOR NO KEY UPDATE OF k)
 UPDATE api_keys k SET last_used_at = used.minute FROM used WHERE k.org_id = used.org_id AND k.key_id = used.key_id";
+    TICKET_KEYS = "-- ticket_keys
+SELECT key_no, secret, created_at FROM ticket_keys ORDER BY key_no DESC";
+    /// Of two hosts that add the same number at once one waits for the other and then adds nothing.
+    TICKET_KEY_NEW = "-- ticket_key_new
+WITH made AS (INSERT INTO ticket_keys (key_no, secret, created_at)
+              SELECT $1, $2, coalesce($3::bigint, turnhouse_now()) WHERE $1 = (SELECT coalesce(max(key_no), 0) + 1 FROM ticket_keys)
+              ON CONFLICT (key_no) DO NOTHING RETURNING key_no),
+     gone AS (DELETE FROM ticket_keys t USING made m WHERE t.key_no < m.key_no - 1)
+SELECT EXISTS (SELECT 1 FROM made)";
 }
 
 impl PostgresStore {
@@ -109,6 +121,21 @@ impl PostgresStore {
         row.as_ref().map(record).transpose()
     }
 
+    pub(super) async fn read_key_by_id(&self, org: &OrgId, key: &str) -> Result<Option<KeyRecord>> {
+        let row = self.row(self.query(KEY_BY_ID).bind(org.as_str()).bind(key)).await?;
+        row.as_ref().map(record).transpose()
+    }
+
+    pub(super) async fn read_ticket_keys(&self) -> Result<Vec<TicketKey>> {
+        let rows = self.rows(self.query(TICKET_KEYS)).await?;
+        rows.iter().map(ticket_key).collect()
+    }
+
+    pub(super) async fn write_ticket_key(&self, number: i64, secret: [u8; 32], now: Timestamp) -> Result<bool> {
+        let asked = self.query(TICKET_KEY_NEW).bind(number).bind(&secret[..]).bind(self.clock.of(now));
+        Ok(self.one(asked).await?.try_get(0)?)
+    }
+
     pub(super) async fn read_keys(&self, org: &OrgId) -> Result<Vec<KeyRecord>> {
         let rows = self.rows(self.query(KEYS).bind(org.as_str())).await?;
         rows.iter().map(record).collect()
@@ -158,4 +185,10 @@ fn record(row: &PgRow) -> Result<KeyRecord> {
         revoked_at: time(7)?,
         last_used_at: time(8)?,
     })
+}
+
+fn ticket_key(row: &PgRow) -> Result<TicketKey> {
+    let secret: &[u8] = row.try_get(1)?;
+    let secret = secret.try_into().map_err(|_| StoreError::Corrupt("a ticket key has not 32 bytes".to_owned()))?;
+    Ok(TicketKey { number: row.try_get(0)?, secret, created_at: Timestamp(row.try_get(2)?) })
 }

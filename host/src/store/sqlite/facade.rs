@@ -20,7 +20,7 @@ use crate::notes::NotesChange;
 use crate::store::{
     Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, KeyRecord, LiveCounts, OrgRecord,
     Page, Progress, Provisioned, PutAgent, PutWorker, Result, Retained, Retention, SnapshotPlace, SnapshotRecord,
-    Starter, Store, StoreStatus, SweepFindings, TurnRecord, WorkerVersion, Write, Written,
+    Starter, Store, StoreStatus, SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
 };
 
 statements! {
@@ -377,6 +377,10 @@ impl Store for SqliteStore {
         self.read_key(hash).await
     }
 
+    async fn key_by_id(&self, org: &OrgId, id: &str) -> Result<Option<KeyRecord>> {
+        self.read_key_by_id(org, id).await
+    }
+
     async fn keys(&self, org: &OrgId) -> Result<Vec<KeyRecord>> {
         self.read_keys(org).await
     }
@@ -405,6 +409,14 @@ impl Store for SqliteStore {
         limit: usize,
     ) -> Result<Page<AuditEntry>> {
         self.read_audit(org, filter, since, before, limit).await
+    }
+
+    async fn ticket_keys(&self) -> Result<Vec<TicketKey>> {
+        self.read_ticket_keys().await
+    }
+
+    async fn add_ticket_key(&self, number: i64, secret: [u8; 32], now: Timestamp) -> Result<bool> {
+        self.write_with(now, move |tx| tx.add_ticket_key(number, &secret)).await
     }
 
     async fn status(&self, now: Timestamp) -> Result<StoreStatus> {

@@ -11,7 +11,7 @@ use crate::audit::{Act, Actor};
 use crate::caller::Scopes;
 use crate::clock::Timestamp;
 use crate::ids::{OrgId, UserId};
-use crate::store::{KeyRecord, OrgRecord, Result, StoreError};
+use crate::store::{KeyRecord, OrgRecord, Result, StoreError, TicketKey};
 
 statements! {
     ORG_NEW = "-- org_new
@@ -27,6 +27,9 @@ SELECT org_id, owner_user, created_at, deleting_at FROM orgs WHERE org_id = ?1";
 INSERT INTO api_keys (org_id, key_id, key_hash, user_id, scopes, name, created_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
     KEY = "-- key
 SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at FROM api_keys WHERE key_hash = ?1";
+    KEY_BY_ID = "-- key_by_id
+SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at FROM api_keys
+ WHERE org_id = ?1 AND key_id = ?2";
     KEYS = "-- keys
 SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at FROM api_keys
  WHERE org_id = ?1 ORDER BY created_at DESC, key_id";
@@ -36,6 +39,12 @@ UPDATE api_keys SET revoked_at = ?3 WHERE org_id = ?1 AND key_id = ?2 AND revoke
 SELECT 1 FROM api_keys WHERE org_id = ?1 AND key_id = ?2";
     KEY_TOUCH = "-- key_touch
 UPDATE api_keys SET last_used_at = ?3 WHERE org_id = ?1 AND key_id = ?2 AND (last_used_at IS NULL OR last_used_at < ?3)";
+    TICKET_KEYS = "-- ticket_keys
+SELECT key_no, secret, created_at FROM ticket_keys ORDER BY key_no DESC";
+    TICKET_KEY_NEW = "-- ticket_key_new
+INSERT INTO ticket_keys (key_no, secret, created_at) SELECT ?1, ?2, ?3 WHERE ?1 = (SELECT coalesce(max(key_no), 0) + 1 FROM ticket_keys)";
+    TICKET_KEY_FORGET = "-- ticket_key_forget
+DELETE FROM ticket_keys WHERE key_no < ?1 - 1";
 }
 
 /// To the minute: a key that is used all the time is written now and then.
@@ -55,6 +64,16 @@ impl SqliteStore {
     pub(super) async fn read_key(&self, hash: [u8; 32]) -> Result<Option<KeyRecord>> {
         let row = sqlx::query(KEY).bind(&hash[..]).fetch_optional(&self.readers).await?;
         row.as_ref().map(record).transpose()
+    }
+
+    pub(super) async fn read_key_by_id(&self, org: &OrgId, key: &str) -> Result<Option<KeyRecord>> {
+        let row = sqlx::query(KEY_BY_ID).bind(org.as_str()).bind(key).fetch_optional(&self.readers).await?;
+        row.as_ref().map(record).transpose()
+    }
+
+    pub(super) async fn read_ticket_keys(&self) -> Result<Vec<TicketKey>> {
+        let rows = sqlx::query(TICKET_KEYS).fetch_all(&self.readers).await?;
+        rows.iter().map(ticket_key).collect()
     }
 
     pub(super) async fn read_keys(&self, org: &OrgId) -> Result<Vec<KeyRecord>> {
@@ -86,6 +105,12 @@ fn record(row: &SqliteRow) -> Result<KeyRecord> {
         revoked_at: time(7)?,
         last_used_at: time(8)?,
     })
+}
+
+fn ticket_key(row: &SqliteRow) -> Result<TicketKey> {
+    let secret: &[u8] = row.try_get(1)?;
+    let secret = secret.try_into().map_err(|_| StoreError::Corrupt("a ticket key has not 32 bytes".to_owned()))?;
+    Ok(TicketKey { number: row.try_get(0)?, secret, created_at: Timestamp(row.try_get(2)?) })
 }
 
 impl Tx<'_> {
@@ -123,6 +148,14 @@ impl Tx<'_> {
         }
         // Revoked before: once, so it stays.
         Ok(self.conn.prepare_cached(KEY_KNOWN)?.exists(params![org.as_str(), id])?)
+    }
+
+    pub(super) fn add_ticket_key(&self, number: i64, secret: &[u8; 32]) -> Tried<bool> {
+        let added = self.conn.prepare_cached(TICKET_KEY_NEW)?.execute(params![number, &secret[..], self.now.0])? == 1;
+        if added {
+            self.conn.prepare_cached(TICKET_KEY_FORGET)?.execute(params![number])?;
+        }
+        Ok(added)
     }
 
     pub(super) fn touch_keys(&self, used: &[(OrgId, String)]) -> Tried<()> {
