@@ -119,6 +119,11 @@ pub enum Credential {
         /// What names it in lists.
         id: Arc<str>,
     },
+    /// A token of an issuer that the operator trusts.
+    Token {
+        /// By the operator's name for it.
+        issuer: Arc<str>,
+    },
 }
 
 /// Something that belongs to a member of an org. Who asks must show who they are.

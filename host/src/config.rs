@@ -3,6 +3,7 @@
 //! In order, later wins: defaults, the file (`--config`, or `turnhouse.toml` in the data directory), `TURNHOUSE_*` variables (`__` goes a level
 //! down: `TURNHOUSE_LIMITS__HOST_RUNNING_MAX=200`), the command line.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::Limits;
+use crate::oidc;
 
 /// A host's configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,6 +48,8 @@ pub struct Config {
     /// This program's file, for compiling modules in a process of its own. No setting: whoever is that program sets it.
     #[serde(skip)]
     pub compiler: Option<PathBuf>,
+    /// Issuers whose tokens are taken beside API keys, by names of the operator's: `[oidc.<name>]`.
+    pub oidc: BTreeMap<String, oidc::Settings>,
     /// Bounds.
     pub limits: Limits,
 }
@@ -101,6 +105,7 @@ impl Default for Config {
             guest_threads: 0,
             loopback_only: false,
             compiler: None,
+            oidc: BTreeMap::new(),
             limits: Limits::default(),
         }
     }
@@ -129,6 +134,9 @@ impl Config {
         let config: Config = figment.extract()?;
         config.limits.check().map_err(anyhow::Error::msg)?;
         config.cors_origins.iter().try_for_each(|origin| check_origin(origin))?;
+        for (name, issuer) in &config.oidc {
+            issuer.check(name).map_err(anyhow::Error::msg)?;
+        }
         Ok(config)
     }
 }
@@ -177,6 +185,30 @@ mod tests {
         ] {
             let error = load(bad).unwrap_err().to_string();
             assert!(error.contains("cors_origins"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_issuer_is_checked_and_an_unknown_setting_of_it_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("turnhouse.toml");
+        let load = |more: &str| {
+            let text =
+                format!("[oidc.main]\nissuer = \"https://id.example.org\"\naudiences = [\"turnhouse\"]\n{more}\n");
+            std::fs::write(&file, text).unwrap();
+            Config::load(Some(&file), vec![]).map_err(|error| error.to_string())
+        };
+        let config = load("org_claim = \"org\"\nscopes = { member = [\"turns\"] }").unwrap();
+        assert_eq!(config.oidc["main"].user_claim, "sub");
+        for (more, says) in [
+            ("", "org_claim"),
+            ("org = \"acme\"\nalgorithms = [\"HS256\"]", "HS256"),
+            ("org = \"acme\"\nscopes = { member = [\"root\"] }", "root"),
+            ("org = \"../acme\"", "org"),
+            ("org = \"acme\"\naudience = \"x\"", "audience"),
+        ] {
+            let error = load(more).unwrap_err();
+            assert!(error.contains(says), "{more}: {error}");
         }
     }
 

@@ -15,6 +15,7 @@ use crate::events::{Bounds, LiveTurns};
 use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId};
 use crate::journal::{Journal, Observer as _};
 use crate::keys::Authenticator;
+use crate::oidc::Issuers;
 use crate::private_dirs::PrivateDirs;
 use crate::registry::Registry;
 use crate::sandbox::{CacheConfig, Sandbox, SandboxConfig};
@@ -132,7 +133,10 @@ impl Host {
         pending.run(store.clone(), clock.clone(), dispatch.clone())?;
 
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let keys = Arc::new(Authenticator::new(store.clone(), clock.clone(), config.limits.auth_failures_per_minute));
+        let issuers = Arc::new(Issuers::new(&config.oidc).context("an issuer of tokens cannot be used")?);
+        let failures_per_minute = config.limits.auth_failures_per_minute;
+        let keys = Authenticator::new(store.clone(), clock.clone(), failures_per_minute, issuers.clone());
+        let keys = Arc::new(keys);
         keys.tickets.prepare().await?;
         let background = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
             let stop = stop.clone();
@@ -147,6 +151,7 @@ impl Host {
         background(Box::pin(replica::follow_time(dispatch.clone(), store.clone())));
         background(Box::pin(replica::drop_stale(dispatch.clone(), store.clone())));
         background(Box::pin(watch::keep_watch(dispatch.watch.clone(), store.clone())));
+        background(Box::pin(issuers.keep_fresh()));
         if let Some(hints) = store.hints() {
             background(Box::pin(dispatch.clone().hear(hints)));
         }

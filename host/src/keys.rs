@@ -18,6 +18,7 @@ use sha2::{Digest as _, Sha256};
 use crate::caller::{Caller, Credential, Scopes};
 use crate::clock::{Clock, Timestamp};
 use crate::ids::{OrgId, TurnId, UserId};
+use crate::oidc::{self, Issuers, TokenError};
 use crate::store::{KeyRecord, Store, StoreError};
 use crate::tickets::{Ticket, Tickets};
 
@@ -26,6 +27,9 @@ pub const PREFIX: &str = "th_";
 
 /// How long a key's record is believed before the store is asked again.
 pub const TRUSTED_FOR: Duration = Duration::from_secs(1);
+
+/// How long a token's signature is believed without being checked again. Its own end is looked at each time.
+const VERIFIED_FOR: Duration = Duration::from_secs(60);
 
 /// How long an address is counted from its first failure.
 const FAILURES_WINDOW: Duration = Duration::from_secs(60);
@@ -98,9 +102,39 @@ pub enum AuthError {
         /// When its count begins anew.
         retry_after_s: u64,
     },
+    /// Nobody can tell whether the token is good.
+    #[error("the keys of the token's issuer cannot be had")]
+    IssuerUnavailable,
     /// The store does not answer.
     #[error("{0}")]
     Store(Arc<StoreError>),
+}
+
+/// Which of them it was: for the operator alone.
+#[derive(Debug, Clone, Copy)]
+enum Refused {
+    /// Nothing was shown, or nothing that has a known form.
+    None,
+    /// A key: unknown, over or revoked.
+    Key,
+    /// A ticket: wrong, over, of another turn, or its maker is over.
+    Ticket,
+    /// A token.
+    Token(oidc::Reason),
+    /// A token of an org that is not here.
+    Org,
+}
+
+impl Refused {
+    fn as_str(self) -> &'static str {
+        match self {
+            Refused::None => "none",
+            Refused::Key => "key",
+            Refused::Ticket => "ticket",
+            Refused::Token(reason) => reason.as_str(),
+            Refused::Org => "token_org",
+        }
+    }
 }
 
 /// Who somebody has been found to be.
@@ -143,6 +177,11 @@ pub struct Authenticator {
     named: moka::future::Cache<(OrgId, Arc<str>), Option<Arc<Authenticated>>>,
     /// Makes stream tickets and knows them again.
     pub tickets: Tickets,
+    issuers: Arc<Issuers>,
+    /// Tokens that were good, by their SHA-256.
+    verified: moka::sync::Cache<[u8; 32], Arc<Authenticated>>,
+    /// Whether there is such an org. A key is an org's by its row; a token only says so.
+    orgs: moka::future::Cache<OrgId, bool>,
     vouched: moka::sync::Cache<[u8; 32], ()>,
     failures: moka::sync::Cache<IpAddr, Arc<Failures>>,
     used: Mutex<HashSet<(OrgId, String)>>,
@@ -150,7 +189,7 @@ pub struct Authenticator {
 
 impl Authenticator {
     /// One for `store`. An address that fails more than `failures_per_minute` times a minute is told to wait.
-    pub fn new(store: Arc<dyn Store>, clock: Clock, failures_per_minute: u32) -> Authenticator {
+    pub fn new(store: Arc<dyn Store>, clock: Clock, failures_per_minute: u32, issuers: Arc<Issuers>) -> Authenticator {
         Authenticator {
             tickets: Tickets::new(store.clone(), clock.clone()),
             store,
@@ -161,20 +200,67 @@ impl Authenticator {
             vouched: moka::sync::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_idle(VOUCHED_FOR).build(),
             failures: moka::sync::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_live(FAILURES_WINDOW).build(),
             used: Mutex::default(),
+            issuers,
+            verified: moka::sync::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_live(VERIFIED_FOR).build(),
+            orgs: moka::future::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_live(TRUSTED_FOR).build(),
         }
     }
 
-    /// Whose key this is. `from` is the address that presents it, where there is one.
+    /// Whose key or token this is. `from` is the address that presents it, where there is one.
     pub async fn authenticate(&self, secret: Option<&str>, from: Option<IpAddr>) -> Result<Authenticated, AuthError> {
-        let Some(hash) = secret.and_then(hash) else { return Err(self.failed(from)) };
+        match secret {
+            Some(key) if key.starts_with(PREFIX) => self.by_key(key, from).await,
+            Some(token) if !self.issuers.is_empty() => self.by_token(token, from).await,
+            _ => Err(self.failed(from, Refused::None)),
+        }
+    }
+
+    async fn by_key(&self, key: &str, from: Option<IpAddr>) -> Result<Authenticated, AuthError> {
+        let Some(hash) = hash(key) else { return Err(self.failed(from, Refused::None)) };
         let known = match self.trusted.get(&hash).await {
             Some(known) => known,
             None => self.look_up(hash, from).await?,
         };
         match known {
             Some(known) if !known.is_over(self.clock.now()) => Ok(Authenticated::clone(&known)),
-            _ => Err(self.failed(from)),
+            _ => Err(self.failed(from, Refused::Key)),
         }
+    }
+
+    /// A signature cannot be guessed, and costs no look at the store: so that a good token goes on where somebody else has failed too often.
+    async fn by_token(&self, token: &str, from: Option<IpAddr>) -> Result<Authenticated, AuthError> {
+        let (hash, now): ([u8; 32], _) = (Sha256::digest(token.as_bytes()).into(), self.clock.now());
+        let known = match self.verified.get(&hash) {
+            Some(known) => known,
+            None => match self.issuers.verify(token, now).await {
+                Ok(verified) => {
+                    let known = Arc::new(Authenticated {
+                        caller: verified.caller,
+                        by: Credential::Token { issuer: verified.issuer },
+                        expires_at: Some(verified.until),
+                    });
+                    self.verified.insert(hash, known.clone());
+                    known
+                }
+                Err(TokenError::Refused(reason)) => return Err(self.failed(from, Refused::Token(reason))),
+                Err(TokenError::Unavailable) => return Err(AuthError::IssuerUnavailable),
+            },
+        };
+        if known.is_over(now) {
+            return Err(self.failed(from, Refused::Token(oidc::Reason::Expired)));
+        }
+        if !self.is_org(&known.caller.org).await? {
+            return Err(self.failed(from, Refused::Org));
+        }
+        Ok(Authenticated::clone(&known))
+    }
+
+    async fn is_org(&self, org: &OrgId) -> Result<bool, AuthError> {
+        if let Some(known) = self.orgs.get(org).await {
+            return Ok(known);
+        }
+        let read = async { Ok(self.store.org(org).await?.is_some_and(|org| org.deleting_at.is_none())) };
+        self.orgs.try_get_with(org.clone(), read).await.map_err(AuthError::Store)
     }
 
     /// Who may follow `turn` with this ticket. Whether the turn is there and live is for the caller to see, with what this answers.
@@ -185,13 +271,17 @@ impl Authenticator {
                 let scopes = if ticket.as_admin { Scopes::ADMIN } else { Scopes::TURNS };
                 Ok(Caller { org: ticket.org, user: ticket.user, scopes, credential: "ticket".into() })
             }
-            _ => Err(self.failed(from)),
+            _ => Err(self.failed(from, Refused::Ticket)),
         }
     }
 
     /// Whether what asked for the ticket still works.
     async fn still_good(&self, ticket: &Ticket) -> Result<bool, AuthError> {
-        let Credential::Key { id } = &ticket.by;
+        let id = match &ticket.by {
+            Credential::Key { id } => id,
+            // Its end is the ticket's; before that nobody can revoke a token.
+            Credential::Token { issuer } => return Ok(self.issuers.trusts(issuer) && self.is_org(&ticket.org).await?),
+        };
         let read = async { Ok(self.store.key_by_id(&ticket.org, id).await?.and_then(|key| self.found(key))) };
         let known = self.named.try_get_with((ticket.org.clone(), id.clone()), read).await.map_err(AuthError::Store)?;
         Ok(known.is_some_and(|known| !known.is_over(self.clock.now())))
@@ -200,7 +290,7 @@ impl Authenticator {
     /// Asks the store, once for all requests that want to know at the same moment.
     async fn look_up(&self, hash: [u8; 32], from: Option<IpAddr>) -> Result<Option<Arc<Authenticated>>, AuthError> {
         if self.blocked(from).is_some() && !self.vouched.contains_key(&hash) {
-            return Err(self.failed(from));
+            return Err(self.failed(from, Refused::Key));
         }
         let read = async {
             let known = self.store.key(hash).await?.and_then(|key| self.found(key));
@@ -223,7 +313,8 @@ impl Authenticator {
     }
 
     /// Counts a failure and says how it is answered.
-    fn failed(&self, from: Option<IpAddr>) -> AuthError {
+    fn failed(&self, from: Option<IpAddr>, why: Refused) -> AuthError {
+        metrics::counter!("turnhouse_auth_refusals_total", "reason" => why.as_str()).increment(1);
         let Some(from) = from.map(counted_as) else { return AuthError::Unauthenticated };
         let failures =
             self.failures.get_with(from, || Arc::new(Failures { since: Instant::now(), count: AtomicU32::new(0) }));

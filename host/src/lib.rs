@@ -62,6 +62,8 @@ pub mod keys;
 
 pub mod tickets;
 
+pub mod oidc;
+
 pub mod supervisor;
 
 pub mod sweep;

@@ -102,6 +102,8 @@ metrics! {
     "turnhouse_http_requests_total", describe_counter, Count, "Requests, by `method`, `route` and `status`.";
     "turnhouse_http_request_duration_seconds", describe_histogram, Seconds, "From a request's head to its response's, by `method` and `route`.";
     "turnhouse_connections_refused_total", describe_counter, Count, "Connections that were not let in, by `reason`: address (it has limits.connections_per_address_max), tls (its handshake failed).";
+    "turnhouse_auth_refusals_total", describe_counter, Count, "Requests that were nobody's, by `reason`.";
+    "turnhouse_oidc_fetches_total", describe_counter, Count, "Fetches of an issuer's keys, by `issuer` and `result`: fetched, failed.";
     "turnhouse_streams_open", describe_gauge, Count, "Event streams that are open.";
     "turnhouse_compiles_total", describe_counter, Count, "Compilations of modules, by `result`: compiled, or the refusal's code.";
     "turnhouse_compile_duration_seconds", describe_histogram, Seconds, "From a module's inspection to its native code or its refusal.";

@@ -25,6 +25,8 @@ pub mod faulty;
 
 pub mod host;
 
+pub mod issuer;
+
 pub mod program;
 
 pub mod tables;

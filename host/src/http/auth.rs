@@ -1,4 +1,4 @@
-//! Who calls: `Authorization: Bearer th_…` → [`Caller`], and whether the key may do what the route does.
+//! Who calls: `Authorization: Bearer …`, a key or a token → [`Caller`], and whether that may do what the route does.
 //!
 //! Every route but health, readiness and the document takes a [`May`], or where a ticket will do a [`Follower`]: without one it has no caller, and
 //! without a caller nothing that is [`crate::caller::Owned`] opens.
@@ -15,6 +15,7 @@ use super::params::Ids;
 use super::problem::{Code, Problem};
 use crate::audit::Actor;
 use crate::caller::{Caller, Credential, Scopes};
+use crate::clock::Timestamp;
 use crate::ids::{TurnId, UserId};
 use crate::keys::Authenticated;
 
@@ -63,6 +64,8 @@ pub struct May<R> {
     request_id: Option<RequestId>,
     /// What was shown.
     pub by: Credential,
+    /// When that ends.
+    pub expires_at: Option<Timestamp>,
     right: PhantomData<R>,
 }
 
@@ -94,12 +97,12 @@ impl<R: Right + Send> FromRequestParts<Gateway> for May<R> {
 impl<R: Right> May<R> {
     /// Whether the key has the right.
     pub fn check(who: Authenticated) -> Result<May<R>, Problem> {
-        let Authenticated { caller, by, .. } = who;
+        let Authenticated { caller, by, expires_at } = who;
         if !R::ANY_OF.iter().any(|scope| caller.scopes.include(*scope)) {
             return Err(missing(R::ANY_OF));
         }
         let (key_scopes, key_user) = (caller.scopes, caller.user.clone());
-        Ok(May { key_scopes, key_user, caller, by, request_id: None, right: PhantomData })
+        Ok(May { key_scopes, key_user, caller, by, expires_at, request_id: None, right: PhantomData })
     }
 
     /// The caller as `user`, where the request names one: who acts for a user sees what that user sees, and no more.

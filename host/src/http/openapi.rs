@@ -141,7 +141,7 @@ fn add_components(components: &mut Components) {
             HttpBuilder::new()
                 .scheme(HttpAuthScheme::Bearer)
                 .description(Some(
-                    "`Authorization: Bearer th_…`: a key of one org and one user, made by `turnhouse keys create`.",
+                    "`Authorization: Bearer th_…`: a key of one org and one user, made by `turnhouse keys create`; or a token (JWT) of an OpenID Connect issuer that the operator trusts.",
                 ))
                 .build(),
         )),
@@ -312,6 +312,7 @@ fn codes(operation: &str, public: bool) -> Vec<Code> {
             RateLimited,
             Internal,
             StoreUnavailable,
+            IssuerUnavailable,
         ]
     };
     let mut all = own.to_vec();

@@ -121,6 +121,8 @@ codes! {
     Draining = 503 "draining";
     /// The database does not answer.
     StoreUnavailable = 503 "store_unavailable";
+    /// The keys of a token's issuer cannot be had.
+    IssuerUnavailable = 503 "issuer_unavailable";
 }
 
 impl Code {
@@ -134,6 +136,7 @@ impl Code {
         match self {
             Code::ConversationQueueFull | Code::HostQueueFull | Code::Draining | Code::StoreUnavailable => Some(1),
             Code::OrgQueueFull | Code::TooManyStreams => Some(5),
+            Code::IssuerUnavailable => Some(15),
             Code::RateLimited | Code::QuotaExhausted => Some(60),
             _ => None,
         }
@@ -283,14 +286,18 @@ impl From<AuthError> for Problem {
             // One text for none, wrong, expired and revoked, keys and tickets: it tells nobody which there are, nor which turns.
             AuthError::Unauthenticated => Problem::new(
                 Code::Unauthenticated,
-                "send a valid API key as `Authorization: Bearer th_…` (`turnhouse keys create` makes one), or to follow a turn a ticket that is \
-                 still good (`POST /v1/turns/{turn}/ticket` makes one)",
+                "send a valid API key as `Authorization: Bearer th_…` (`turnhouse keys create` makes one), a valid token of an issuer that this \
+                 host trusts, or to follow a turn a ticket that is still good (`POST /v1/turns/{turn}/ticket` makes one)",
             ),
             AuthError::TooManyFailures { retry_after_s } => Problem::new(
                 Code::RateLimited,
                 "too many failed authentications from this address; wait, then send a valid API key",
             )
             .retry_after(retry_after_s),
+            AuthError::IssuerUnavailable => Problem::new(
+                Code::IssuerUnavailable,
+                "the keys of the token's issuer cannot be had, so that nobody can tell whether it is good; try again",
+            ),
             AuthError::Store(error) => {
                 Problem::new(Code::StoreUnavailable, "the host's database does not answer; try again").caused_by(error)
             }

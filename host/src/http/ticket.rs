@@ -64,7 +64,8 @@ async fn create_ticket(
     let limits = &gateway.host.config.limits;
     let at_the_latest = gateway.host.clock.now().plus_ms(limits.ticket_ms_max);
     let with_its_turn = record.ended_at.map(|at| at.plus_ms(limits.ticket_grace_ms));
-    let expires_at = with_its_turn.map_or(at_the_latest, |at| at.min(at_the_latest));
+    // A token cannot be asked again later; a key is, and its end is told here already.
+    let expires_at = [with_its_turn, caller.expires_at].into_iter().flatten().fold(at_the_latest, Timestamp::min);
     let (org, user) = (caller.org.clone(), caller.user.clone());
     let ticket = Ticket::new(org, user, turn, !own, caller.by.clone(), expires_at);
     let ticket = gateway.host.keys.tickets.write(&ticket).await?;

@@ -8,6 +8,7 @@ mod embedded;
 mod export;
 mod gate;
 mod isolation;
+mod oidc;
 mod org_deletion;
 mod replicas;
 mod snapshots;

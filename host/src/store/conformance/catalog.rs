@@ -184,6 +184,9 @@ pub(in crate::store) async fn ticket_keys_are_added_in_order_and_two_are_kept(wo
 pub(in crate::store) async fn orgs_are_made_once(world: &World) {
     assert!(!world.store.create_org(&org("acme"), &user("eve"), world.now(), &by()).await.unwrap());
     assert!(world.store.create_org(&org("beta"), &user("eve"), world.now(), &by()).await.unwrap());
+    let beta = world.store.org(&org("beta")).await.unwrap().unwrap();
+    assert_eq!((beta.id, beta.owner), (org("beta"), user("eve")));
+    assert!(world.store.org(&org("nowhere")).await.unwrap().is_none());
     let orgs = world.store.orgs().await.unwrap();
     let named: Vec<_> = orgs.iter().map(|org| (org.id.as_str(), org.owner.as_str())).collect();
     assert_eq!(named, [("acme", "root"), ("beta", "eve"), ("zeta", "root")]);
