@@ -175,6 +175,11 @@ impl Act {
         Act::new(Verb::KeyRevoke, format!("key/{}", cut(id, 64)), json!({}))
     }
 
+    /// A key was replaced.
+    pub fn key_rotate(id: &str, successor: &str) -> Act {
+        Act::new(Verb::KeyRotate, format!("key/{}", cut(id, 64)), json!({"successor": cut(successor, 64)}))
+    }
+
     /// An org was made.
     pub fn org_create(owner: &UserId) -> Act {
         Act::new(Verb::OrgCreate, "org", json!({"owner": owner}))

@@ -116,7 +116,7 @@ enum Command {
     Export(export::Args),
     /// Make, list and delete orgs, on the database directly
     Orgs(orgs::Args),
-    /// Make, list and revoke API keys, on the database directly
+    /// Make, list, rotate and revoke API keys, on the database directly
     Keys(keys::Args),
     /// Say what a module imports, exports and needs, and whether this host would accept it
     Inspect(inspect::Args),

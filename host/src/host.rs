@@ -8,13 +8,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::audit::Actor;
-use crate::clock::Clock;
+use crate::caller::Credential;
+use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::dispatch::Dispatch;
 use crate::events::{Bounds, LiveTurns};
 use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId};
 use crate::journal::{Journal, Observer as _};
-use crate::keys::Authenticator;
+use crate::keys::{Authenticated, Authenticator};
 use crate::oidc::Issuers;
 use crate::private_dirs::PrivateDirs;
 use crate::registry::Registry;
@@ -134,8 +135,7 @@ impl Host {
 
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let issuers = Arc::new(Issuers::new(&config.oidc).context("an issuer of tokens cannot be used")?);
-        let failures_per_minute = config.limits.auth_failures_per_minute;
-        let keys = Authenticator::new(store.clone(), clock.clone(), failures_per_minute, issuers.clone());
+        let keys = Authenticator::new(store.clone(), clock.clone(), &config.limits, issuers.clone());
         let keys = Arc::new(keys);
         keys.tickets.prepare().await?;
         let background = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
@@ -179,6 +179,12 @@ impl Host {
     /// Whether it is draining.
     pub fn draining(&self) -> bool {
         self.dispatch.draining()
+    }
+
+    /// When a key ends that was used, if that is soon: whoever uses it should be told. Tokens end soon by their nature.
+    pub fn key_ends_soon(&self, who: &Authenticated) -> Option<Timestamp> {
+        let soon = self.clock.now().plus_ms(self.config.limits.key_warning_ms());
+        who.expires_at.filter(|at| matches!(who.by, Credential::Key { .. }) && *at <= soon)
     }
 
     /// Ends a turn now; what state it has then. A turn that has ended stays as it is (T8). `None`: there is no such turn.

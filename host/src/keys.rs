@@ -18,8 +18,9 @@ use sha2::{Digest as _, Sha256};
 use crate::caller::{Caller, Credential, Scopes};
 use crate::clock::{Clock, Timestamp};
 use crate::ids::{OrgId, TurnId, UserId};
+use crate::limits::Limits;
 use crate::oidc::{self, Issuers, TokenError};
-use crate::store::{KeyRecord, Store, StoreError};
+use crate::store::{KeyRecord, KeyState, Store, StoreError};
 use crate::tickets::{Ticket, Tickets};
 
 /// What every key begins with: secret scanners and people recognise it.
@@ -36,6 +37,9 @@ const FAILURES_WINDOW: Duration = Duration::from_secs(60);
 
 /// How long a key that was good is looked up even for an address that failed too often: whoever shares a proxy with an attacker goes on.
 const VOUCHED_FOR: Duration = Duration::from_secs(3600);
+
+/// How often the log says that a key which is in use ends soon.
+const WARNED_EVERY: Duration = Duration::from_secs(86_400);
 
 /// Keys and addresses that are remembered at once.
 const REMEMBERED_MAX: u64 = 20_000;
@@ -79,6 +83,7 @@ pub fn mint(
         expires_at,
         revoked_at: None,
         last_used_at: None,
+        successor: None,
     };
     NewKey { secret, hash, record }
 }
@@ -185,16 +190,21 @@ pub struct Authenticator {
     vouched: moka::sync::Cache<[u8; 32], ()>,
     failures: moka::sync::Cache<IpAddr, Arc<Failures>>,
     used: Mutex<HashSet<(OrgId, String)>>,
+    /// How long before its end a key is warned of, and of which it was.
+    warning_ms: u64,
+    warned: moka::sync::Cache<String, ()>,
 }
 
 impl Authenticator {
-    /// One for `store`. An address that fails more than `failures_per_minute` times a minute is told to wait.
-    pub fn new(store: Arc<dyn Store>, clock: Clock, failures_per_minute: u32, issuers: Arc<Issuers>) -> Authenticator {
+    /// One for `store`. An address that fails more than `auth_failures_per_minute` times a minute is told to wait.
+    pub fn new(store: Arc<dyn Store>, clock: Clock, limits: &Limits, issuers: Arc<Issuers>) -> Authenticator {
         Authenticator {
             tickets: Tickets::new(store.clone(), clock.clone()),
             store,
             clock,
-            failures_per_minute,
+            failures_per_minute: limits.auth_failures_per_minute,
+            warning_ms: limits.key_warning_ms(),
+            warned: moka::sync::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_live(WARNED_EVERY).build(),
             trusted: moka::future::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_live(TRUSTED_FOR).build(),
             named: moka::future::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_live(TRUSTED_FOR).build(),
             vouched: moka::sync::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_idle(VOUCHED_FOR).build(),
@@ -309,6 +319,17 @@ impl Authenticator {
         }
         // A record is read when its key is used, once a second at most: that is the place to note the use.
         self.used.lock().insert((key.org.clone(), key.id.clone()));
+        if key.state(self.clock.now(), self.warning_ms) == KeyState::Expiring {
+            let (org, id, at) = (key.org.as_str(), key.id.as_str(), key.expires_at.map(Timestamp::rfc3339));
+            self.warned.get_with(format!("{org}/{id}"), || {
+                tracing::info!(
+                    org,
+                    key = id,
+                    expires_at = at,
+                    "a key that is in use ends soon; `turnhouse keys rotate` makes its successor"
+                );
+            });
+        }
         Some(Arc::new(Authenticated::of(key)))
     }
 

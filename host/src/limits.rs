@@ -54,6 +54,8 @@ limits! {
     page_items_max: usize = 100;
     /// Failed authentications of one address before it is told to wait.
     auth_failures_per_minute: u32 = 30;
+    /// So many days before its end an API key is said to expire soon: in `keys list`, in answers' headers, in the log.
+    key_warning_days: u32 = 14;
     /// How long a stream ticket outlives its turn.
     ticket_grace_ms: u64 = 600_000;
     /// How long a stream ticket lives at most, however long its turn does.
@@ -197,6 +199,11 @@ limits! {
 }
 
 impl Limits {
+    /// `key_warning_days`, in milliseconds.
+    pub fn key_warning_ms(&self) -> u64 {
+        u64::from(self.key_warning_days) * 86_400_000
+    }
+
     /// Names the first setting that contradicts another, with what to change.
     pub fn check(&self) -> Result<(), String> {
         let positive = [

@@ -294,6 +294,9 @@ pub trait Store: Send + Sync + 'static {
     async fn key_by_id(&self, org: &OrgId, id: &str) -> Result<Option<KeyRecord>>;
     /// An org's keys, newest first.
     async fn keys(&self, org: &OrgId) -> Result<Vec<KeyRecord>>;
+    /// Stores a key in the place of the org's key `id`, which ends `overlap_ms` from now at the latest. `false`: that is not there, has ended, or has a
+    /// successor; nothing is stored.
+    async fn rotate_key(&self, id: &str, hash: [u8; 32], key: &KeyRecord, overlap_ms: u64, by: &Actor) -> Result<bool>;
     /// Revokes; `false` when there is no such key.
     async fn revoke_key(&self, org: &OrgId, id: &str, now: Timestamp, by: &Actor) -> Result<bool>;
     /// Records the last use of keys, by id.

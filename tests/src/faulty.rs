@@ -22,7 +22,8 @@ use turnhouse::notes::NotesChange;
 use turnhouse::store::{
     Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, Hint, KeyRecord, LiveCounts,
     OrgRecord, Page, Progress, Provisioned, PutAgent, PutWorker, Result, Retained, Retention, SnapshotPlace,
-    SnapshotRecord, Starter, Store, StoreError, StoreStatus, SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
+    SnapshotRecord, Starter, Store, StoreError, StoreStatus, SweepFindings, TicketKey, TurnRecord, WorkerVersion,
+    Write, Written,
 };
 use uuid::Uuid;
 
@@ -455,6 +456,10 @@ impl Store for Faulty {
 
     async fn key_by_id(&self, org: &OrgId, id: &str) -> Result<Option<KeyRecord>> {
         self.through(Call::Read, self.store.key_by_id(org, id)).await
+    }
+
+    async fn rotate_key(&self, id: &str, hash: [u8; 32], key: &KeyRecord, overlap_ms: u64, by: &Actor) -> Result<bool> {
+        self.through(Call::Read, self.store.rotate_key(id, hash, key, overlap_ms, by)).await
     }
 
     async fn revoke_key(&self, org: &OrgId, id: &str, now: Timestamp, by: &Actor) -> Result<bool> {

@@ -331,7 +331,37 @@ fn orgs_and_keys_are_made_on_the_database_beside_a_running_host() {
     assert_eq!(listed.json()["items"][0]["id"], made["id"]);
     assert!(!listed.stdout.contains(key), "a secret is shown once");
     assert_eq!(on(&["orgs", "list", "--json"]).json()["items"][0]["id"], "acme");
-    assert_eq!(on(&["keys", "revoke", "--org", "acme", made["id"].as_str().expect("an id")]).code, 0);
+    assert_eq!(
+        (&listed.json()["items"][0]["state"], &listed.json()["items"][0]["successor"]),
+        (&json!("live"), &Value::Null)
+    );
+    // Rotated: the new one works at once, the old one for as long as it was given.
+    let id = made["id"].as_str().expect("an id");
+    let rotate = |key: &str| on(&["keys", "rotate", "--org", "acme", key, "--overlap", "2d", "--json"]);
+    let next = rotate(id).json();
+    assert_eq!((&next["user"], &next["scopes"], &next["state"]), (&made["user"], &made["scopes"], &json!("live")));
+    assert_eq!((&next["replaces"]["id"], &next["replaces"]["state"]), (&made["id"], &json!("rotated")));
+    let (next_id, next_key) = (next["id"].as_str().expect("an id"), next["api_key"].as_str().expect("a key"));
+    let ran = run(&["agents", "list", "--json", "--url", &url, "--api-key", next_key]);
+    assert!(ran.code == 0 && !ran.stderr.contains("ends at"), "{ran:?}");
+    // Whoever uses the old one is told, once the host has looked again.
+    let until = Instant::now() + PATIENCE;
+    while !list().stderr.contains("ends at") {
+        assert!(Instant::now() < until, "nobody is told that the old key ends");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(list().code, 0);
+    failed(&rotate(id), 1, &["rotated already", next_id]);
+    failed(&rotate("0000000000000000"), 1, &["0000000000000000", "keys list"]);
+    let short = on(&["keys", "create", "--org", "acme", "--user", "ann", "--expires", "3d", "--json"]).json();
+    let short_id = short["id"].as_str().expect("an id");
+    let listed = on(&["keys", "list", "--org", "acme"]);
+    assert!(listed.stdout.contains("expiring") && listed.stdout.contains("LAST USED"), "{listed:?}");
+    assert!(listed.stderr.contains(&format!("keys rotate --org acme {short_id}")), "{listed:?}");
+    assert!(!listed.stderr.contains(id), "its successor is there: {listed:?}");
+    assert_eq!(on(&["keys", "revoke", "--org", "acme", short_id]).code, 0);
+    failed(&rotate(short_id), 1, &["revoked", "keys create"]);
+    assert_eq!(on(&["keys", "revoke", "--org", "acme", id]).code, 0);
     failed(&on(&["keys", "revoke", "--org", "acme", "0000000000000000"]), 1, &["0000000000000000"]);
     // The host looks again within moments.
     let until = Instant::now() + PATIENCE;

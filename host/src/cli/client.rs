@@ -1,5 +1,6 @@
 //! The commands' HTTP client: one request in, JSON out, and every failure as what happened and what to do.
 
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,6 +8,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde_json::Value;
 
+use super::output::note;
 use super::{CliError, Result};
 
 /// An answer that takes longer is none. Uploads wait for a compilation, up to `compile_timeout_ms`.
@@ -52,6 +54,7 @@ pub struct Client {
     requests: reqwest::Client,
     /// Streams, which may take as long as they speak.
     streams: reqwest::Client,
+    warned: Arc<Once>,
 }
 
 /// Why a request has no good answer.
@@ -110,6 +113,7 @@ impl Client {
             base,
             requests: build(reqwest::Client::builder().timeout(ANSWER_TIMEOUT))?,
             streams: build(reqwest::Client::builder().read_timeout(STREAM_TIMEOUT))?,
+            warned: Arc::new(Once::new()),
         })
     }
 
@@ -224,6 +228,12 @@ impl Client {
     async fn answer(&self, request: RequestBuilder) -> Result<Response, RequestError> {
         let response = request.send().await.map_err(|error| self.unreachable(&error))?;
         let status = response.status();
+        if let Some(at) = response.headers().get("turnhouse-key-expires-at").and_then(|at| at.to_str().ok()) {
+            // Once is enough, however much a command asks.
+            self.warned.call_once(|| {
+                note(&format!("this API key ends at {at}; ask for its successor (`turnhouse keys rotate`)"))
+            });
+        }
         if status.is_success() {
             return Ok(response);
         }

@@ -1,4 +1,4 @@
-//! `turnhouse keys`: make, list and revoke API keys, on the database directly, so that a first key can be made.
+//! `turnhouse keys`: make, list, rotate and revoke API keys, on the database directly, so that a first key can be made.
 //!
 //! A key's secret is shown once, here, and kept nowhere: the database has its SHA-256.
 
@@ -9,7 +9,7 @@ use turnhouse::caller::Scopes;
 use turnhouse::clock::{Clock, Timestamp};
 use turnhouse::ids::{OrgId, UserId};
 use turnhouse::keys;
-use turnhouse::store::KeyRecord;
+use turnhouse::store::{KeyRecord, KeyState, StoreError};
 
 use super::output::{Output, note};
 use super::{CliError, Result, database};
@@ -18,9 +18,10 @@ const EXAMPLES: &str = "\
 Examples:
   turnhouse keys create --org acme --user ann@acme.example --scopes turns,deploy --name laptop --expires 90d
   turnhouse keys list --org acme
+  turnhouse keys rotate --org acme 0123456789abcdef --overlap 7d
   turnhouse keys revoke --org acme 0123456789abcdef";
 
-/// Make, list and revoke API keys, on the database directly
+/// Make, list, rotate and revoke API keys, on the database directly
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -44,6 +45,9 @@ enum Action {
         #[command(flatten)]
         database: database::DataArgs,
     },
+    /// Make a key in another's place: the same user, scopes and name. The old one works for a while longer, so that nothing stands still
+    #[command(after_help = "Example:\n  turnhouse keys rotate --org acme 0123456789abcdef --overlap 7d")]
+    Rotate(Rotate),
     /// End a key
     #[command(after_help = "Example:\n  turnhouse keys revoke --org acme 0123456789abcdef")]
     Revoke {
@@ -55,6 +59,23 @@ enum Action {
         #[command(flatten)]
         database: database::DataArgs,
     },
+}
+
+#[derive(Debug, clap::Args)]
+struct Rotate {
+    /// The old key's id, as `keys list` shows it
+    key: String,
+    /// The org
+    #[arg(long)]
+    org: OrgId,
+    /// How long the old key works beside the new one
+    #[arg(long, value_parser = lifetime_ms, value_name = "TIME", default_value = "7d")]
+    overlap: u64,
+    /// When the new key stops working: 12h, 90d; unless given, it lives as long as the old one was made for
+    #[arg(long, value_parser = lifetime_ms, value_name = "TIME")]
+    expires: Option<u64>,
+    #[command(flatten)]
+    database: database::DataArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -100,13 +121,14 @@ fn lifetime_ms(text: &str) -> Result<u64, String> {
 }
 
 /// A key as the API and the commands show it.
-fn shown(key: &KeyRecord) -> Value {
-    json!({"id": key.id, "org": key.org, "user": key.user, "scopes": key.scopes, "name": key.name, "created_at": key.created_at,
+fn shown(key: &KeyRecord, now: Timestamp, warning_ms: u64) -> Value {
+    json!({"state": key.state(now, warning_ms), "successor": key.successor, "id": key.id, "org": key.org, "user": key.user, "scopes": key.scopes, "name": key.name, "created_at": key.created_at,
         "expires_at": key.expires_at, "revoked_at": key.revoked_at, "last_used_at": key.last_used_at})
 }
 
 const COLUMNS: &[(&str, &str)] = &[
     ("KEY", "/id"),
+    ("STATE", "/state"),
     ("USER", "/user"),
     ("SCOPES", "/scope_names"),
     ("NAME", "/name"),
@@ -121,20 +143,30 @@ pub async fn run(args: Args, output: Output) -> Result {
     match args.action {
         Action::Create(create) => make(create, now, output).await,
         Action::List { org, database } => {
+            let warning_ms = database.load()?.limits.key_warning_ms();
             let store = database.open().await?;
             let keys = store.keys(&org).await.map_err(database::failed);
             store.close().await;
+            let keys = keys?;
             let item = |key: &KeyRecord| {
-                let mut item = shown(key);
+                let mut item = shown(key, now, warning_ms);
                 if !output.json {
                     item["scope_names"] = json!(key.scopes.to_string());
                 }
                 item
             };
-            let items: Vec<Value> = keys?.iter().map(item).collect();
+            let items: Vec<Value> = keys.iter().map(item).collect();
             output.page(&json!({"items": items, "next": null}), COLUMNS);
+            for key in keys.iter().filter(|key| key.state(now, warning_ms) == KeyState::Expiring) {
+                let days = key.expires_at.map_or(0, |at| at.since_ms(now) / 86_400_000);
+                note(&format!(
+                    "key {} of {} ends in {days} d: turnhouse keys rotate --org {org} {}",
+                    key.id, key.user, key.id
+                ));
+            }
             Ok(())
         }
+        Action::Rotate(rotate) => take_over(rotate, now, output).await,
         Action::Revoke { key, org, database } => {
             let store = database.open().await?;
             let revoked = store.revoke_key(&org, &key, now, &Actor::command_line()).await.map_err(database::failed);
@@ -149,11 +181,63 @@ pub async fn run(args: Args, output: Output) -> Result {
     }
 }
 
+async fn take_over(rotate: Rotate, now: Timestamp, output: Output) -> Result {
+    let Rotate { key: id, org, overlap, expires, database } = rotate;
+    let warning_ms = database.load()?.limits.key_warning_ms();
+    let store = database.open().await?;
+    let rotated = async {
+        let Some(old) = store.key_by_id(&org, &id).await? else { return Ok(None) };
+        let lives_ms = expires.or_else(|| old.expires_at.map(|at| at.since_ms(old.created_at)));
+        let expires_at = lives_ms.map(|ms| now.plus_ms(ms));
+        let new = keys::mint(org.clone(), old.user, old.scopes, old.name, expires_at, now);
+        let done = store.rotate_key(&id, new.hash, &new.record, overlap, &Actor::command_line()).await?;
+        // As it is now: with its successor, or why it has none.
+        Ok(store.key_by_id(&org, &id).await?.map(|old| (old, done.then_some(new))))
+    };
+    let rotated: Result<_, StoreError> = rotated.await;
+    store.close().await;
+    let (old, new) = match rotated.map_err(database::failed)? {
+        Some((old, Some(new))) => (old, new),
+        Some((old, None)) => return Err(not_rotated(&old, now)),
+        None => {
+            return Err(CliError::failed(format!("org {org} has no key {id}"))
+                .help(format!("see `turnhouse keys list --org {org}`")));
+        }
+    };
+    let until = old.expires_at.map(Timestamp::rfc3339).unwrap_or_default();
+    if output.json {
+        let mut key = shown(&new.record, now, warning_ms);
+        key["api_key"] = json!(new.secret);
+        key["replaces"] = shown(&old, now, warning_ms);
+        output.json(&key);
+    } else {
+        output.say(&new.secret);
+        note(&format!("key {} of {} in org {org}; it is shown only now", new.record.id, new.record.user));
+        note(&format!("key {id}, whose place it takes, works until {until}; end it sooner with `keys revoke`"));
+    }
+    Ok(())
+}
+
+fn not_rotated(old: &KeyRecord, now: Timestamp) -> CliError {
+    let (org, id) = (&old.org, &old.id);
+    let create =
+        format!("make a new one: turnhouse keys create --org {org} --user {} --scopes {}", old.user, old.scopes);
+    match (old.state(now, 0), &old.successor) {
+        (KeyState::Rotated | KeyState::Live | KeyState::Expiring, Some(next)) => {
+            CliError::failed(format!("key {id} was rotated already"))
+                .help(format!("its successor is {next}: rotate that"))
+        }
+        (KeyState::Revoked, _) => CliError::failed(format!("key {id} was revoked")).help(create),
+        _ => CliError::failed(format!("key {id} has ended")).help(create),
+    }
+}
+
 async fn make(create: Create, now: Timestamp, output: Output) -> Result {
     let expires_at = create.expires.map(|ms| now.plus_ms(ms));
     let org = create.org.clone();
     let keys::NewKey { secret, hash, record } =
         keys::mint(org, create.user, create.scopes, create.name, expires_at, now);
+    let warning_ms = create.database.load()?.limits.key_warning_ms();
     let store = create.database.open().await?;
     let made = store.create_key(hash, &record, &Actor::command_line()).await.map_err(database::failed);
     store.close().await;
@@ -162,7 +246,7 @@ async fn make(create: Create, now: Timestamp, output: Output) -> Result {
             .help(format!("make it: turnhouse orgs create {}", create.org)));
     }
     if output.json {
-        let mut key = shown(&record);
+        let mut key = shown(&record, now, warning_ms);
         key["api_key"] = json!(secret);
         output.json(&key);
     } else {

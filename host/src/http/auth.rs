@@ -5,6 +5,7 @@
 
 use std::marker::PhantomData;
 use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
@@ -26,6 +27,17 @@ pub struct Peer(pub IpAddr);
 /// The request's id, in its extensions.
 #[derive(Debug, Clone)]
 pub struct RequestId(pub HeaderValue);
+
+/// Where the extractor of callers leaves word that the key which was used ends soon: `observe` tells the client.
+#[derive(Debug, Clone, Default)]
+pub struct KeyEnds(Arc<OnceLock<Timestamp>>);
+
+impl KeyEnds {
+    /// When, if soon.
+    pub fn soon(&self) -> Option<Timestamp> {
+        self.0.get().copied()
+    }
+}
 
 /// What a route demands of a key.
 pub trait Right {
@@ -85,7 +97,12 @@ impl<R: Right + Send> FromRequestParts<Gateway> for May<R> {
             (Some(one), None) => one.to_str().ok().and_then(bearer),
             _ => None,
         };
-        let mut may = May::check(gateway.host.keys.authenticate(secret, from(parts)).await?)?;
+        let who = gateway.host.keys.authenticate(secret, from(parts)).await?;
+        if let (Some(at), Some(ends)) = (gateway.host.key_ends_soon(&who), parts.extensions.get::<KeyEnds>()) {
+            // Whoever asks twice for the caller hears the same.
+            let _ = ends.0.set(at);
+        }
+        let mut may = May::check(who)?;
         may.request_id = parts.extensions.get().cloned();
         match parts.uri.query().filter(|query| query.contains("user=")) {
             None => Ok(may),

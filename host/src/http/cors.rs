@@ -8,7 +8,7 @@ use axum::http::{HeaderName, HeaderValue, Method, header};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::negotiate::{IDEMPOTENCY_KEY, IDEMPOTENT_REPLAYED, LAST_EVENT_ID, PREFER, PREFERENCE_APPLIED};
-use super::observe::REQUEST_ID;
+use super::observe::{KEY_EXPIRES_AT, REQUEST_ID};
 
 /// How long a browser may remember a preflight's answer.
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(600);
@@ -29,7 +29,8 @@ pub fn layer(origins: &[String]) -> Option<CorsLayer> {
         LAST_EVENT_ID,
         REQUEST_ID,
     ];
-    let told = [header::LOCATION, header::RETRY_AFTER, IDEMPOTENT_REPLAYED, PREFERENCE_APPLIED, REQUEST_ID];
+    let told =
+        [header::LOCATION, header::RETRY_AFTER, IDEMPOTENT_REPLAYED, PREFERENCE_APPLIED, REQUEST_ID, KEY_EXPIRES_AT];
     Some(
         CorsLayer::new()
             .allow_origin(AllowOrigin::list(origins))

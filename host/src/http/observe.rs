@@ -18,12 +18,14 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::Gateway;
-use super::auth::RequestId;
+use super::auth::{KeyEnds, RequestId};
 use super::negotiate::is_loopback_host;
 use super::problem::{Code, Problem};
 use super::unread::Unread;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Sent where the key that was used ends soon: its presence is the warning.
+pub(super) const KEY_EXPIRES_AT: HeaderName = HeaderName::from_static("turnhouse-key-expires-at");
 
 /// The outermost layer.
 pub(super) async fn observe(State(gateway): State<Gateway>, request: Request, next: Next) -> Response {
@@ -38,6 +40,8 @@ pub(super) async fn observe(State(gateway): State<Gateway>, request: Request, ne
 
     let (mut request, unread) = Unread::watch(request);
     request.extensions_mut().insert(RequestId(id.clone()));
+    let key_ends = KeyEnds::default();
+    request.extensions_mut().insert(key_ends.clone());
     let foreign = gateway.host.config.loopback_only && !addressed_to_loopback(&request);
     let mut response = if foreign {
         let detail = "this host serves its own machine only: address it as localhost or 127.0.0.1 (the Host header names another)";
@@ -62,6 +66,10 @@ pub(super) async fn observe(State(gateway): State<Gateway>, request: Request, ne
     }
     response.headers_mut().insert(REQUEST_ID, id.clone());
     secure(response.headers_mut());
+    if let Some(at) = key_ends.soon() {
+        let at = HeaderValue::from_str(&at.rfc3339()).expect("digits and letters");
+        response.headers_mut().insert(KEY_EXPIRES_AT, at);
+    }
     unread.tell(&mut response);
     gateway.metrics.record(route, method, response.status(), began);
     response

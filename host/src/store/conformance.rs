@@ -63,7 +63,8 @@ macro_rules! rules {
             catalog: [
                 workers_have_versions_by_their_bytes, old_versions_go_and_used_ones_stay, a_used_worker_is_not_deleted,
                 agents_pin_versions_and_one_is_default, an_agent_with_conversations_is_not_deleted, lists_have_cursors,
-                keys_are_found_by_hash_and_revoked, ticket_keys_are_added_in_order_and_two_are_kept, orgs_are_made_once, conversations_are_opened_once,
+                keys_are_found_by_hash_and_revoked, a_rotated_key_ends_after_its_overlap_and_has_one_successor,
+                ticket_keys_are_added_in_order_and_two_are_kept, orgs_are_made_once, conversations_are_opened_once,
                 s8_a_title_goes_with_its_conversation_and_stays_over_a_reset,
             ]
             audit: [

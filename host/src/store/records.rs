@@ -487,6 +487,37 @@ pub struct KeyRecord {
     pub revoked_at: Option<Timestamp>,
     /// When it was last used, to the minute.
     pub last_used_at: Option<Timestamp>,
+    /// The id of the key that was made to take its place.
+    pub successor: Option<String>,
+}
+
+/// How a key stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyState {
+    /// It works.
+    Live,
+    /// It works, and ends soon: another must take its place.
+    Expiring,
+    /// It works until its end; its successor is there.
+    Rotated,
+    /// It has ended.
+    Expired,
+    /// It was revoked.
+    Revoked,
+}
+
+impl KeyRecord {
+    /// How it stands at `now`; what ends within `soon_ms` is expiring.
+    pub fn state(&self, now: Timestamp, soon_ms: u64) -> KeyState {
+        match self.expires_at {
+            _ if self.revoked_at.is_some() => KeyState::Revoked,
+            Some(at) if at <= now => KeyState::Expired,
+            _ if self.successor.is_some() => KeyState::Rotated,
+            Some(at) if at <= now.plus_ms(soon_ms) => KeyState::Expiring,
+            _ => KeyState::Live,
+        }
+    }
 }
 
 /// What stream tickets are authenticated with.

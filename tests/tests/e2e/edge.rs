@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use turnhouse::audit::Actor;
 use turnhouse::ids::{OrgId, UserId};
 use turnhouse_tests::client::answer;
-use turnhouse_tests::{Client, TestHost};
+use turnhouse_tests::{Client, TestHost, eventually};
 
 /// Status, code and detail.
 fn told((status, problem): &(StatusCode, Value)) -> (u16, &str, &str) {
@@ -271,6 +271,56 @@ async fn keys_that_do_not_work_are_all_told_the_same() {
     assert_eq!(none.status(), StatusCode::UNAUTHORIZED);
     refused(&answers[0], 401, "unauthenticated", "keys create");
     assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotated_key_and_its_successor_both_work_until_the_overlap_is_over() {
+    let host = TestHost::start().await;
+    let ann = host.member("acme", "ann", "admin").await;
+    let (store, org) = (&host.host.store, OrgId::parse("acme").expect("an org"));
+    let old = store.keys(&org).await.expect("keys").pop().expect("ann's");
+    let now = host.host.clock.now();
+    let next = turnhouse::keys::mint(org.clone(), old.user.clone(), old.scopes, "next", None, now);
+    assert!(store.rotate_key(&old.id, next.hash, &next.record, 4_000, &Actor::command_line()).await.expect("stored"));
+    let next = Client::new(&host.url, &next.secret);
+    for client in [&ann, &next] {
+        assert_eq!(client.get("/v1/agents").await.0, StatusCode::OK);
+    }
+    eventually("the old one ends", async || ann.get("/v1/agents").await.0 == StatusCode::UNAUTHORIZED).await;
+    assert_eq!(next.get("/v1/agents").await.0, StatusCode::OK);
+    host.host.keys.record_last_use().await.expect("written");
+    let keys = store.keys(&org).await.expect("keys");
+    assert!(keys.len() == 2 && keys.iter().all(|key| key.last_used_at.is_some()), "{keys:?}");
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_uses_a_key_that_ends_soon_is_told_on_every_answer() {
+    let host = TestHost::start_with(|config| config.limits.key_warning_days = 3).await;
+    let ann = host.member("acme", "ann", "admin").await;
+    let (org, user) = (OrgId::parse("acme").expect("an org"), UserId::parse("ann").expect("a user"));
+    let (now, day) = (host.host.clock.now(), 86_400_000);
+    let warned = async |client: &Client, path: &str| {
+        let response = client.request(Method::GET, path).send().await.expect("an answer");
+        response.headers().get("turnhouse-key-expires-at").map(|at| at.to_str().expect("text").to_owned())
+    };
+    let key = async |lives_ms: u64| {
+        let scopes = turnhouse::caller::Scopes::TURNS;
+        let key = turnhouse::keys::mint(org.clone(), user.clone(), scopes, "k", Some(now.plus_ms(lives_ms)), now);
+        assert!(host.host.store.create_key(key.hash, &key.record, &Actor::command_line()).await.expect("stored"));
+        let stored = host.host.store.key(key.hash).await.expect("read").expect("it is there");
+        (Client::new(&host.url, &key.secret), stored.expires_at.expect("an end").rfc3339())
+    };
+    let (soon, at) = key(2 * day).await;
+    // Also where the answer is no.
+    for path in ["/v1/agents", "/v1/workers", "/v1/turns/01990000-0000-7000-8000-000000000000"] {
+        assert_eq!(warned(&soon, path).await, Some(at.clone()), "{path}");
+    }
+    let (later, _) = key(5 * day).await;
+    for client in [&later, &ann, &Client::new(&host.url, "th_wrong")] {
+        assert_eq!(warned(client, "/v1/agents").await, None);
+    }
     host.stop().await;
 }
 

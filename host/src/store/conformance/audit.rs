@@ -3,7 +3,7 @@
 use super::*;
 use crate::audit::{Act, Actor, AuditEntry, AuditFilter, AuditPlace, Verb};
 
-async fn all(world: &World, of: &str) -> Vec<AuditEntry> {
+pub(super) async fn all(world: &World, of: &str) -> Vec<AuditEntry> {
     let org = org(of);
     world.store.audit(Some(&org), &AuditFilter::All, Timestamp(0), None, 100).await.unwrap().items
 }
@@ -96,6 +96,7 @@ fn key() -> KeyRecord {
         expires_at: None,
         revoked_at: None,
         last_used_at: None,
+        successor: None,
     }
 }
 

@@ -141,6 +141,7 @@ pub(in crate::store) async fn keys_are_found_by_hash_and_revoked(world: &World) 
         expires_at: Some(world.now().plus_ms(1_000)),
         revoked_at: None,
         last_used_at: None,
+        successor: None,
     };
     assert!(world.store.create_key([7; 32], &key, &by()).await.unwrap());
     let stray = KeyRecord { org: org("nowhere"), ..key.clone() };
@@ -162,6 +163,53 @@ pub(in crate::store) async fn keys_are_found_by_hash_and_revoked(world: &World) 
     let by_id = world.store.key_by_id(&org("acme"), &key.id).await.unwrap().unwrap();
     assert_eq!((by_id.user, by_id.revoked_at), (user("ann"), Some(revoked)));
     assert!(world.store.key_by_id(&org("zeta"), &key.id).await.unwrap().is_none(), "not another org's");
+}
+
+pub(in crate::store) async fn a_rotated_key_ends_after_its_overlap_and_has_one_successor(world: &World) {
+    let (now, actor) = (world.now(), by());
+    let key = |id: &str, lives_ms: Option<u64>| KeyRecord {
+        id: id.to_owned(),
+        org: org("acme"),
+        user: user("ann"),
+        scopes: Scopes::TURNS,
+        name: "laptop".to_owned(),
+        created_at: now,
+        expires_at: lives_ms.map(|ms| now.plus_ms(ms)),
+        revoked_at: None,
+        last_used_at: None,
+        successor: None,
+    };
+    let by_id = async |id: &str| world.store.key_by_id(&org("acme"), id).await.unwrap().unwrap();
+    assert!(world.store.create_key([1; 32], &key("old", None), &actor).await.unwrap());
+    let (one, other) = (key("one", Some(9_000)), key("other", None));
+    let (one, other) = tokio::join!(
+        world.store.rotate_key("old", [2; 32], &one, 1_000, &actor),
+        world.store.rotate_key("old", [3; 32], &other, 1_000, &actor)
+    );
+    assert_ne!(one.as_ref().unwrap(), other.as_ref().unwrap(), "one successor");
+    let (next, lives) = if one.unwrap() { ("one", Some(now.plus_ms(9_000))) } else { ("other", None) };
+    let old = by_id("old").await;
+    assert_eq!((old.successor.as_deref(), old.expires_at), (Some(next), Some(now.plus_ms(1_000))));
+    let new = by_id(next).await;
+    assert_eq!((new.user, new.name, new.expires_at, new.successor), (user("ann"), "laptop".to_owned(), lives, None));
+    assert_eq!(world.store.keys(&org("acme")).await.unwrap().len(), 2, "what lost is not stored");
+    let rotations: Vec<_> =
+        super::audit::all(world, "acme").await.into_iter().filter(|entry| entry.verb == "key.rotate").collect();
+    assert_eq!(rotations.len(), 1, "{rotations:?}");
+    assert!(rotations[0].resource == "key/old" && rotations[0].detail.to_string().contains(next), "{rotations:?}");
+    // An end that is nearer stays; what has ended, was revoked, or is another org's has no successor.
+    assert!(world.store.create_key([4; 32], &key("short", Some(500)), &actor).await.unwrap());
+    assert!(world.store.rotate_key("short", [5; 32], &key("long", Some(500)), 1_000, &actor).await.unwrap());
+    assert_eq!(by_id("short").await.expires_at, Some(now.plus_ms(500)));
+    assert!(world.store.create_key([6; 32], &key("over", Some(0)), &actor).await.unwrap());
+    assert!(world.store.create_key([7; 32], &key("revoked", None), &actor).await.unwrap());
+    world.store.revoke_key(&org("acme"), "revoked", now, &actor).await.unwrap();
+    for id in ["over", "revoked", "nothing"] {
+        assert!(!world.store.rotate_key(id, [8; 32], &key("late", None), 1_000, &actor).await.unwrap(), "{id}");
+    }
+    let theirs = KeyRecord { org: org("zeta"), ..key("late", None) };
+    assert!(!world.store.rotate_key(next, [8; 32], &theirs, 1_000, &actor).await.unwrap());
+    assert!(world.store.key([8; 32]).await.unwrap().is_none());
 }
 
 pub(in crate::store) async fn ticket_keys_are_added_in_order_and_two_are_kept(world: &World) {

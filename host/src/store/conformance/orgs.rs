@@ -164,6 +164,7 @@ pub(in crate::store) async fn a_marked_org_is_nobodys(world: &World) {
         expires_at: None,
         revoked_at: None,
         last_used_at: None,
+        successor: None,
     };
     assert!(store.create_key([1; 32], &key("1"), &by()).await.unwrap());
     store.mark_org(&acme, world.now(), &by()).await.unwrap();

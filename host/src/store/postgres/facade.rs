@@ -350,6 +350,10 @@ impl Store for PostgresStore {
         self.read_keys(org).await
     }
 
+    async fn rotate_key(&self, id: &str, hash: [u8; 32], key: &KeyRecord, overlap_ms: u64, by: &Actor) -> Result<bool> {
+        self.write_successor(id, hash, key, overlap_ms, by).await
+    }
+
     async fn revoke_key(&self, org: &OrgId, id: &str, now: Timestamp, by: &Actor) -> Result<bool> {
         self.write_revocation(org, id, now, by).await
     }

@@ -28,13 +28,23 @@ SELECT org_id, owner_user, created_at, deleting_at FROM orgs WHERE org_id = $1";
 INSERT INTO api_keys (org_id, key_id, key_hash, user_id, scopes, name, created_at, expires_at)
 SELECT $1, $2, $3, $4, $5, $6, n.now, n.now + ($8::bigint - $7::bigint)
   FROM (SELECT coalesce($9::bigint, turnhouse_now()) AS now) n WHERE EXISTS (SELECT 1 FROM orgs WHERE org_id = $1 AND deleting_at IS NULL)";
+    /// $2 is replaced by $3, whose life is $8 and which is made at the same moment; of two successors at once the second finds the first. $9 is the time when it
+    /// is not the database's, $10 the overlap.
+    KEY_SUCCEED = "-- key_succeed
+WITH n AS (SELECT coalesce($9::bigint, turnhouse_now()) AS now),
+     old AS (UPDATE api_keys k SET successor = $3, expires_at = least(k.expires_at, n.now + $10::bigint) FROM n
+              WHERE k.org_id = $1 AND k.key_id = $2 AND k.revoked_at IS NULL AND k.successor IS NULL AND (k.expires_at IS NULL OR k.expires_at > n.now)
+                AND EXISTS (SELECT 1 FROM orgs o WHERE o.org_id = $1 AND o.deleting_at IS NULL)
+             RETURNING n.now)
+INSERT INTO api_keys (org_id, key_id, key_hash, user_id, scopes, name, created_at, expires_at)
+SELECT $1, $3, $4, $5, $6, $7, old.now, old.now + $8::bigint FROM old";
     KEY = "-- key
-SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at FROM api_keys WHERE key_hash = $1";
+SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at, successor FROM api_keys WHERE key_hash = $1";
     KEY_BY_ID = "-- key_by_id
-SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at FROM api_keys
+SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at, successor FROM api_keys
  WHERE org_id = $1 AND key_id = $2";
     KEYS = "-- keys
-SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at FROM api_keys
+SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at, successor FROM api_keys
  WHERE org_id = $1 ORDER BY created_at DESC, key_id";
     KEY_REVOKE = "-- key_revoke
 UPDATE api_keys SET revoked_at = coalesce($3::bigint, turnhouse_now()) WHERE org_id = $1 AND key_id = $2 AND revoked_at IS NULL";
@@ -116,6 +126,36 @@ impl PostgresStore {
         Ok(made)
     }
 
+    pub(super) async fn write_successor(
+        &self,
+        id: &str,
+        hash: [u8; 32],
+        key: &KeyRecord,
+        overlap_ms: u64,
+        by: &Actor,
+    ) -> Result<bool> {
+        let mut tx = self.begin(BEGIN).await?;
+        let asked = self
+            .query(KEY_SUCCEED)
+            .bind(key.org.as_str())
+            .bind(id)
+            .bind(key.id.as_str())
+            .bind(&hash[..])
+            .bind(key.user.as_str())
+            .bind(key.scopes.to_string())
+            .bind(key.name.as_str())
+            .bind(key.expires_at.map(|at| at.0.saturating_sub(key.created_at.0)))
+            .bind(self.clock.of(key.created_at))
+            .bind(i64::try_from(overlap_ms).unwrap_or(i64::MAX));
+        let rotated = asked.execute(&mut *tx).await?.rows_affected() == 1;
+        if rotated {
+            let acts = [Act::key_create(&key.id, &key.user, key.scopes, key.expires_at), Act::key_rotate(id, &key.id)];
+            self.note(&mut tx, Some(key.org.as_str()), &acts, by, key.created_at).await?;
+        }
+        tx.commit().await?;
+        Ok(rotated)
+    }
+
     pub(super) async fn read_key(&self, hash: [u8; 32]) -> Result<Option<KeyRecord>> {
         let row = self.row(self.query(KEY).bind(&hash[..])).await?;
         row.as_ref().map(record).transpose()
@@ -184,6 +224,7 @@ fn record(row: &PgRow) -> Result<KeyRecord> {
         expires_at: time(6)?,
         revoked_at: time(7)?,
         last_used_at: time(8)?,
+        successor: row.try_get(9)?,
     })
 }
 

@@ -692,6 +692,7 @@ async fn keys_that_two_hosts_touch_at_once_lock_nobody_out() {
         expires_at: None,
         revoked_at: None,
         last_used_at: None,
+        successor: None,
     };
     let mut used = Vec::new();
     for n in 0..20 {

@@ -385,6 +385,11 @@ impl Store for SqliteStore {
         self.read_keys(org).await
     }
 
+    async fn rotate_key(&self, id: &str, hash: [u8; 32], key: &KeyRecord, overlap_ms: u64, by: &Actor) -> Result<bool> {
+        let (id, key, by) = (id.to_owned(), key.clone(), by.clone());
+        self.write_with(key.created_at, move |tx| tx.rotate_key(&id, &hash, &key, overlap_ms, &by)).await
+    }
+
     async fn revoke_key(&self, org: &OrgId, id: &str, now: Timestamp, by: &Actor) -> Result<bool> {
         let (org, id, by) = (org.clone(), id.to_owned(), by.clone());
         self.write_with(now, move |tx| tx.revoke_key(&org, &id, &by)).await

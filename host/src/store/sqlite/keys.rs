@@ -25,13 +25,17 @@ SELECT org_id, owner_user, created_at, deleting_at FROM orgs ORDER BY org_id";
 SELECT org_id, owner_user, created_at, deleting_at FROM orgs WHERE org_id = ?1";
     KEY_NEW = "-- key_new
 INSERT INTO api_keys (org_id, key_id, key_hash, user_id, scopes, name, created_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+    KEY_SUCCEED = "-- key_succeed
+UPDATE api_keys SET successor = ?3, expires_at = min(coalesce(expires_at, ?5), ?5)
+ WHERE org_id = ?1 AND key_id = ?2 AND revoked_at IS NULL AND successor IS NULL AND (expires_at IS NULL OR expires_at > ?4)
+   AND EXISTS (SELECT 1 FROM orgs WHERE org_id = ?1 AND deleting_at IS NULL)";
     KEY = "-- key
-SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at FROM api_keys WHERE key_hash = ?1";
+SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at, successor FROM api_keys WHERE key_hash = ?1";
     KEY_BY_ID = "-- key_by_id
-SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at FROM api_keys
+SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at, successor FROM api_keys
  WHERE org_id = ?1 AND key_id = ?2";
     KEYS = "-- keys
-SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at FROM api_keys
+SELECT key_id, org_id, user_id, scopes, name, created_at, expires_at, revoked_at, last_used_at, successor FROM api_keys
  WHERE org_id = ?1 ORDER BY created_at DESC, key_id";
     KEY_REVOKE = "-- key_revoke
 UPDATE api_keys SET revoked_at = ?3 WHERE org_id = ?1 AND key_id = ?2 AND revoked_at IS NULL";
@@ -104,6 +108,7 @@ fn record(row: &SqliteRow) -> Result<KeyRecord> {
         expires_at: time(6)?,
         revoked_at: time(7)?,
         last_used_at: time(8)?,
+        successor: row.try_get(9)?,
     })
 }
 
@@ -138,6 +143,24 @@ impl Tx<'_> {
         ])?;
         let act = Act::key_create(&key.id, &key.user, key.scopes, key.expires_at);
         self.note(Some(&key.org), &[act], by)?;
+        Ok(true)
+    }
+
+    pub(super) fn rotate_key(
+        &self,
+        id: &str,
+        hash: &[u8; 32],
+        key: &KeyRecord,
+        overlap_ms: u64,
+        by: &Actor,
+    ) -> Tried<bool> {
+        let ends = self.now.plus_ms(overlap_ms).0;
+        let org = key.org.as_str();
+        let replaced = self.conn.prepare_cached(KEY_SUCCEED)?.execute(params![org, id, key.id, self.now.0, ends])? == 1;
+        if !replaced || !self.create_key(hash, key, by)? {
+            return Ok(false);
+        }
+        self.note(Some(&key.org), &[Act::key_rotate(id, &key.id)], by)?;
         Ok(true)
     }
 
