@@ -36,7 +36,7 @@ async fn r6_a_drain_gives_back_what_runs_without_spending_an_attempt() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r6_a_drain_lets_what_is_nearly_done_finish_and_takes_nothing_new() {
-    let host = TestHost::start_with(|config| config.limits.drain_timeout_ms = 13_000).await;
+    let host = TestHost::start_with(|config| config.limits.drain_timeout_ms = 43_000).await;
     let ann = host.member("acme", "ann", "admin").await;
     ann.deploy("slow_reply").await;
     let turn = ann.say("slow_reply", "c-1", "1500").await;
