@@ -143,7 +143,7 @@ async fn t6_nothing_lets_a_turn_go_on_for_ever() {
         ann.deploy(guest).await;
     }
     let idle = json!({ "limits": { "idle_timeout_ms": 400 } });
-    let wall = json!({ "limits": { "turn_timeout_ms": 700, "idle_timeout_ms": 600 } });
+    let wall = json!({ "limits": { "turn_timeout_ms": 2_500, "idle_timeout_ms": 2_400 } });
     let cpu = json!({ "limits": { "cpu_timeout_ms": 200 } });
     let cases = [
         ("status_loop", &idle, "10", "idle_timeout", "idle_timeout_ms"),
@@ -287,7 +287,7 @@ async fn t8_cancelling_what_has_ended_answers_with_its_state_and_never_hits_the_
     let done = ann.say("slow_reply", "c-1", "1").await;
     assert_eq!(done.completed().await, "1");
     let cancelled = ann.say("slow_reply", "c-1", "5000").await;
-    let next = ann.say("slow_reply", "c-1", "300").await;
+    let next = ann.say("slow_reply", "c-1", "3000").await;
     for _ in 0..3 {
         let (status, answer) = done.cancel().await;
         assert_eq!((status, &answer["state"]), (StatusCode::OK, &json!("completed")));
@@ -296,7 +296,7 @@ async fn t8_cancelling_what_has_ended_answers_with_its_state_and_never_hits_the_
     }
     next.reaches("running").await;
     assert_eq!(cancelled.cancel().await.1["state"], "cancelled");
-    assert_eq!(next.completed().await, "300");
+    assert_eq!(next.completed().await, "3000");
     host.stop().await;
 }
 
