@@ -1,6 +1,7 @@
 //! Gathers writes into batches: whatever is pending when the last batch is durable goes into the next, in one transaction.
 //!
-//! There is no artificial delay: one client alone pays one commit's time, many clients share one. The journal has a thread of its own, so
+//! There is no artificial delay: one client alone pays one commit's time, many clients share one. Only where other hosts' batches were in the way
+//! ([`Store::gather`]), what would wait in the database waits here. The journal has a thread of its own, so
 //! that a blocking store delays nobody else. What a batch brings about (turns that ended, turns that were claimed) is told to an
 //! [`Observer`] right there, before whoever waits for the answer wakes.
 
@@ -185,6 +186,8 @@ impl Pending {
                 open = !matches!(first, Ok(None));
                 pending.append(&mut unsaid);
                 pending.extend(first.ok().flatten());
+                // Several hosts on one org's lock take turns. What is sent before its turn has come holds less, and costs as much.
+                std::thread::sleep(store.gather());
                 gather(&mut self.entries, &mut pending, busy);
                 pending.retain(|(_, waiter)| still_wanted(waiter, &observer));
                 if pending.is_empty() {

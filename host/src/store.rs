@@ -4,6 +4,8 @@
 //! one answer an item, and an item that fails, fails alone (R7). Everything else is a method of its own. Time is always a parameter.
 //! No SQL and no connection leaves this module; nothing here is held while a guest runs.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use uuid::Uuid;
@@ -80,6 +82,10 @@ pub trait Store: Send + Sync + 'static {
     /// Writes a batch in one transaction, durably: one answer an item, in order. Only the journal calls this, from its own thread; an
     /// implementation may block it. `Err`: nothing of the batch was written.
     async fn write(&self, batch: Vec<Write>, now: Timestamp) -> Result<Vec<Written>>;
+    /// For how long what is pending should gather before it is written: for so long, by the last batches, it would only wait for other hosts' batches.
+    fn gather(&self) -> Duration {
+        Duration::ZERO
+    }
 
     // -- replicas
     /// Begins an incarnation.

@@ -156,6 +156,7 @@ SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
   v_now bigint;
+  v_waited timestamptz;
   v_claims int := 0;                    -- slots that claims of this batch would fill
   -- The orgs that are locked, sorted, and their live turns by state.
   v_org text[] := '{}'; v_waiting int[] := '{}'; v_ready int[] := '{}'; v_running int[] := '{}';
@@ -211,10 +212,17 @@ BEGIN
        WHERE d.expires_at <= v_now AND m.attempt < m.attempts_max AND NOT m.effects AND m.deadline_at > v_now AND m.epoch < 1000000 LIMIT v_claims);
   END IF;
 
+  v_waited := clock_timestamp();
   FOR l IN SELECT g.org_id, g.waiting, g.ready, g.running FROM org_load g WHERE g.org_id = ANY (v_lock) ORDER BY g.org_id FOR NO KEY UPDATE LOOP
     v_org := v_org || l.org_id; v_waiting := v_waiting || l.waiting; v_ready := v_ready || l.ready; v_running := v_running || l.running;
   END LOOP;
   v_now := coalesce(p_now, turnhouse_now());
+  -- How long, in microseconds, others have held what this batch needs: its host sends the next one later, and more in it.
+  n := least(60000000, extract(epoch FROM clock_timestamp() - v_waited) * 1000000)::int;
+  IF n >= 200 THEN
+    o.ord := 0; o.kind := 'waited'; o.at := n;
+    RETURN NEXT o;
+  END IF;
 
   v_at := 1;
   WHILE v_at <= cardinality(v_items) LOOP

@@ -151,6 +151,10 @@ impl Store for Faulty {
         written
     }
 
+    fn gather(&self) -> Duration {
+        self.store.gather()
+    }
+
     async fn register_replica(&self, replica: ReplicaId, now: Timestamp, ttl_ms: u64) -> Result<()> {
         self.through(Call::Lease, self.store.register_replica(replica, self.now(now), ttl_ms)).await
     }

@@ -1,5 +1,7 @@
 //! [`Store`] for [`PostgresStore`]: which statement each method is, and nothing else.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use uuid::Uuid;
@@ -44,6 +46,10 @@ SELECT 1";
 impl Store for PostgresStore {
     async fn write(&self, batch: Vec<Write>, now: Timestamp) -> Result<Vec<Written>> {
         self.write_batch(batch, now).await
+    }
+
+    fn gather(&self) -> Duration {
+        self.hot.lock().gather
     }
 
     async fn register_replica(&self, replica: ReplicaId, now: Timestamp, ttl_ms: u64) -> Result<()> {

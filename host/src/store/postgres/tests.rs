@@ -680,6 +680,27 @@ async fn a_journal_that_rests_holds_nobody_up() {
 }
 
 #[tokio::test]
+async fn a_host_whose_org_others_write_to_gathers_what_would_wait() {
+    let world = world().await;
+    let store = Arc::clone(&home(&world).store);
+    let mut other = home(&world).database.look().await;
+    run(&mut other, "BEGIN; SELECT 1 FROM org_load FOR UPDATE".to_owned()).await;
+    let accept = |conversation: &str| vec![Write::Accept(Box::new(world.message(conversation)))];
+    let (writer, batch, now) = (Arc::clone(&store), accept("a"), world.now());
+    let written = tokio::spawn(async move { writer.write(batch, now).await });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(store.gather(), Duration::ZERO, "nothing has been waited for yet");
+    run(&mut other, "COMMIT".to_owned()).await;
+    written.await.unwrap().unwrap();
+    assert!(store.gather() > Duration::ZERO, "the next batch would wait, too");
+    for n in 0..20 {
+        store.write(accept(&format!("b{n}")), now).await.unwrap();
+    }
+    assert_eq!(store.gather(), Duration::ZERO, "nobody was in the way");
+    check(&world).await;
+}
+
+#[tokio::test]
 async fn keys_that_two_hosts_touch_at_once_lock_nobody_out() {
     let world = world().await;
     let key = |n: u8| crate::store::KeyRecord {

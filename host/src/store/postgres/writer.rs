@@ -2,6 +2,8 @@
 //! decides, and under which locks, is told in `migrations/postgres/0002_functions.sql`; here items become its arguments
 //! (`items.rs`) and its rows answers (`answers.rs`).
 
+use std::time::Duration;
+
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
@@ -25,6 +27,23 @@ pub(super) struct Hot {
     pub(super) cursor: Option<String>,
     /// Live turns of all orgs: as last counted, and moved by what this host has written since.
     pub(super) live: i64,
+    /// For how long what is to be written gathers before it is sent.
+    pub(super) gather: Duration,
+}
+
+/// A batch that comes so much before its lock is free wastes nothing, and one that comes late does.
+const EARLY: Duration = Duration::from_micros(300);
+/// More is never gathered for: then the lock is held by something else than another host's batches.
+const GATHER_MAX: Duration = Duration::from_millis(8);
+
+/// For how long to gather next time, if the last batch gathered for `gather` and then waited for `waited`. Half of what it waited too long is added, so
+/// that hosts which take turns find their places; where nothing was waited for, it soon is no more.
+fn gather_next(gather: Duration, waited: Duration) -> Duration {
+    if waited < EARLY {
+        let less = gather * 3 / 4;
+        return if less < EARLY { Duration::ZERO } else { less };
+    }
+    (gather + (waited - EARLY) / 2).min(GATHER_MAX)
 }
 
 const WRITE_BATCH: &str =
@@ -101,7 +120,13 @@ impl PostgresStore {
             .bind(cursor);
         // Those of a run come as they were decided; those of one item in order.
         let mut rows: Vec<Vec<PgRow>> = batch.iter().map(|_| Vec::new()).collect();
+        let mut waited = Duration::ZERO;
         for row in self.rows_for_journal(asked).await? {
+            if row.try_get::<&str, _>("kind")? == "waited" {
+                waited = Duration::from_micros(u64::try_from(row.try_get::<i64, _>("at")?).unwrap_or(0));
+                metrics::histogram!("turnhouse_store_lock_wait_seconds").record(waited);
+                continue;
+            }
             let place = usize::try_from(row.try_get::<i32, _>("ord")?).ok().and_then(|ord| ord.checked_sub(1));
             let own = place.and_then(|place| rows.get_mut(place));
             own.ok_or_else(|| odd("an answer names no item of its batch"))?.push(row);
@@ -120,6 +145,7 @@ impl PostgresStore {
         }
         let mut hot = self.hot.lock();
         hot.live = hot.live.saturating_add(came).max(0);
+        hot.gather = gather_next(hot.gather, waited);
         if served.is_some() {
             hot.cursor = served;
         }
@@ -149,4 +175,27 @@ fn is_an_items(error: &sqlx::Error) -> bool {
 
 fn bigint(of: impl TryInto<i64>) -> i64 {
     of.try_into().unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{EARLY, GATHER_MAX, gather_next};
+
+    /// Two hosts that take turns: whoever comes before the other is done waits for the rest.
+    #[test]
+    fn what_would_wait_for_its_lock_gathers_instead() {
+        let free_after = Duration::from_millis(5);
+        let mut gather = Duration::ZERO;
+        for _ in 0..20 {
+            gather = gather_next(gather, free_after.saturating_sub(gather));
+        }
+        assert!(gather > free_after - EARLY * 2 && gather <= free_after, "{gather:?}");
+        for _ in 0..20 {
+            gather = gather_next(gather, Duration::ZERO);
+        }
+        assert_eq!(gather, Duration::ZERO);
+        assert_eq!(gather_next(Duration::ZERO, Duration::from_secs(5)), GATHER_MAX);
+    }
 }
