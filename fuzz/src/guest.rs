@@ -26,6 +26,7 @@ const TURNHOUSE: &[(&str, &str)] = &[
     ("error_read", "iii"),
     ("wait", "iii"),
     ("close", "i"),
+    ("attachment_read", "iiiii"),
 ];
 /// Importing these makes a guest one that speaks through the host.
 const SPEAKING: &[(&str, &str)] = &[("emit", "iiii"), ("reply", "ii")];
@@ -78,6 +79,9 @@ const WASI: &[(&str, &str)] = &[
     ("sock_shutdown", "ii"),
 ];
 
+/// The attachment that there is.
+pub const ATTACHMENT: &str = "sha256-0000000000000000000000000000000000000000000000000000000000000000";
+
 /// Words that functions accept, and texts that are nearly accepted.
 const WORDS: &[&str] = &[
     "output.delta",
@@ -91,6 +95,7 @@ const WORDS: &[&str] = &[
     r#"{"delay_ms":1000}"#,
     "{}",
     "/file",
+    ATTACHMENT,
 ];
 
 /// The interpreter, as a module; `speaks` decides where its standard output goes.

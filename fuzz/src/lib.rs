@@ -8,11 +8,13 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use turnhouse::attachment::{Attachment, AttachmentId, PIECE_BYTES};
 use turnhouse::gate::{self, Envelope, Grant, SessionMode};
 use turnhouse::ids::{ConversationId, OrgId, RunId};
 use turnhouse::limits::Limits;
 use turnhouse::sandbox::{
-    Control, Finished, GuestLimits, Input, InputJson, Job, Output, Refused, Said, Sandbox, SandboxConfig, Worker,
+    Attachments, Control, Finished, GuestLimits, Input, InputJson, Job, Output, PieceSource, Refused, Said, Sandbox,
+    SandboxConfig, Worker,
 };
 use turnhouse::turn::FailureCode;
 
@@ -99,6 +101,7 @@ pub fn run(worker: &Worker, text: Vec<u8>, begun: Begun) -> Finished {
             environment: vec![("TURNHOUSE_TURN_ID".to_owned(), "t".to_owned())],
             arguments: vec!["worker".to_owned()],
             dry_run: begun.dry_run,
+            attachments: attachments(),
         },
         grant,
         limits: Arc::new(GuestLimits::from(&limits)),
@@ -110,6 +113,22 @@ pub fn run(worker: &Worker, text: Vec<u8>, begun: Begun) -> Finished {
     let said = std::mem::take(&mut *heard.0.lock().expect("nobody panicked"));
     check(&finished, &said, begun, &limits);
     finished
+}
+
+/// One attachment of two pieces, of which the second cannot be read.
+struct FirstPiece;
+
+#[async_trait::async_trait]
+impl PieceSource for FirstPiece {
+    async fn piece(&self, _id: AttachmentId, piece: u32) -> Option<Bytes> {
+        (piece == 0).then(|| vec![0x5a; PIECE_BYTES].into())
+    }
+}
+
+fn attachments() -> Attachments {
+    let id = guest::ATTACHMENT.parse().expect("it is an id");
+    let attachment = Attachment { id, media_type: "text/plain".to_owned(), bytes: PIECE_BYTES as u64 + 1 };
+    Attachments::new(vec![attachment], Arc::new(FirstPiece))
 }
 
 fn shared() -> Grant {

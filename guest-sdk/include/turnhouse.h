@@ -12,7 +12,7 @@
  *   - A result >= 0 is the function's value. A negative one is -(WASI errno), one of the TH_E... below; treat an unknown one as TH_EIO.
  *   - A read copies min(cap, total) bytes and returns total; cap 0 asks for the size.
  *   - Errors are checked in this order: TH_EFAULT; TH_EINVAL or TH_EILSEQ; TH_EPERM or TH_EACCES; limits. After an error nothing is staged.
- *   - Only th_recv and th_wait wait. The end of the turn (its deadline, a cancel) never returns to the worker.
+ *   - Only th_recv and th_wait wait; th_attachment_read may, for the host's store. The end of the turn (its deadline, a cancel) never returns to the worker.
  *   - Text is UTF-8, without a terminating NUL.
  *
  * Functions are only ever added to turnhouse_v1; what would break a worker gets a turnhouse_v2 beside it.
@@ -62,7 +62,7 @@ extern "C" {
 /* th_wait takes at most so many handles. */
 #define TH_WAIT_MAX 8
 
-/* How many functions this host knows, as a number that only grows. 1: those below. */
+/* How many functions this host knows, as a number that only grows. 1: those below but th_attachment_read. 2: those below. */
 TH_IMPORT("abi_revision") int32_t th_abi_revision(void);
 
 /*
@@ -70,7 +70,9 @@ TH_IMPORT("abi_revision") int32_t th_abi_revision(void);
  *   {"turn_id": "...", "conversation_id": "..." or null, "agent_id": "...", "run_id": "..." or null,
  *    "attempt": 1, "dry_run": false, "deadline_unix_ms": 1767225600000,
  *    "message": {"text": "..."} or {"parts": [{"type": "text", "text": "..."}, {"type": "json", "data": ...},
- *                                             {"type": "blob", "media_type": "...", "base64": "..."}]},
+ *                                             {"type": "blob", "media_type": "...", "base64": "..."},
+ *                                             {"type": "attachment", "attachment_id": "sha256-...", "name": "...",
+ *                                              "media_type": "...", "bytes": 7}]},
  *    "snapshot": {"run_id": "...", "worker": "...", "version": 1} or null,
  *    "environment": {"NAME": "value"},
  *    "history": [{"role": "user" or "agent", "turn_id": "...", "text": "..." or "parts": [...]}]}
@@ -80,6 +82,14 @@ TH_IMPORT("input_read") int32_t th_input_read(void *ptr, uint32_t cap);
 
 /* The message's text alone. Returns the total size. Errors: EFAULT. */
 TH_IMPORT("message_read") int32_t th_message_read(void *ptr, uint32_t cap);
+
+/*
+ * An attachment of the message or of the history, from `offset` on. Copies what fits and returns how many bytes there are from there: 0 at its end and
+ * past it. The id is an attachment_id as it stands in the input. Errors: ENOENT (the turn does not refer to it), EINVAL, EILSEQ, ENOBUFS (the turn has
+ * had as much read as it may), EIO, EFAULT.
+ */
+TH_IMPORT("attachment_read")
+int32_t th_attachment_read(const char *id_ptr, uint32_t id_len, uint32_t offset, void *ptr, uint32_t cap);
 
 /* The state that this turn starts from. Returns the total size; 0 is a state of no bytes. Errors: ENOENT (there is none), EFAULT. */
 TH_IMPORT("snapshot_read") int32_t th_snapshot_read(void *ptr, uint32_t cap);

@@ -58,6 +58,8 @@
 
 mod turn;
 
+mod attachment;
+
 mod operation;
 
 mod message;
@@ -75,12 +77,13 @@ pub mod testing;
 #[cfg(not(target_family = "wasm"))]
 use testing::fake as sys;
 
+pub use attachment::Attachment;
 pub use error::{Error, OperationError};
 pub use message::{Input, Message, Origin, Part, Past, Role};
 pub use operation::{Operation, wait_any};
 pub use turn::{Level, Saved, Turn, WorkerResult, run};
 
-/// How many functions of the interface this host knows, as a number that only grows: 1 is all that this crate calls.
+/// How many functions of the interface this host knows, as a number that only grows: 1 is all but attachments, 2 is all that this crate calls.
 pub fn abi_revision() -> u32 {
     sys::abi_revision().unsigned_abs()
 }

@@ -9,7 +9,8 @@ use crate::base64;
 
 /// One part of a message or a reply.
 ///
-/// As JSON: `{"type":"text","text":…}`, `{"type":"json","data":…}`, `{"type":"blob","media_type":…,"base64":…}`.
+/// As JSON: `{"type":"text","text":…}`, `{"type":"json","data":…}`, `{"type":"blob","media_type":…,"base64":…}`,
+/// `{"type":"attachment","attachment_id":…,"name":…,"media_type":…,"bytes":…}`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -30,6 +31,20 @@ pub enum Part {
         media_type: String,
         /// Its bytes: standard alphabet, with padding. [`Part::blob`] makes it, [`Part::bytes`] reads it.
         base64: String,
+    },
+    /// A file that was uploaded before the message. [`Turn::attachment`](crate::Turn::attachment) reads it; a reply cannot have one.
+    Attachment {
+        /// What names it.
+        attachment_id: String,
+        /// What whoever sent it calls it. A name and no path: do not open a file by it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+        /// Its type, as whoever sent it said.
+        #[serde(default)]
+        media_type: String,
+        /// How many bytes it has.
+        #[serde(default)]
+        bytes: u64,
     },
     /// A kind of part that this version does not know. It cannot be sent.
     #[serde(other, skip_serializing)]

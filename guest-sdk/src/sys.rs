@@ -26,6 +26,7 @@ mod imports {
         pub fn error_read(handle: i32, ptr: *mut u8, cap: usize) -> i32;
         pub fn wait(handles_ptr: *const i32, count: usize, timeout_ms: i32) -> i32;
         pub safe fn close(handle: i32) -> i32;
+        pub fn attachment_read(id_ptr: *const u8, id_len: usize, offset: u32, ptr: *mut u8, cap: usize) -> i32;
     }
 }
 
@@ -44,6 +45,11 @@ pub(crate) fn message_read(into: &mut [u8]) -> i32 {
 pub(crate) fn snapshot_read(into: &mut [u8]) -> i32 {
     // SAFETY: as in `input_read`.
     unsafe { imports::snapshot_read(into.as_mut_ptr(), into.len()) }
+}
+
+pub(crate) fn attachment_read(id: &str, offset: u32, into: &mut [u8]) -> i32 {
+    // SAFETY: as in `input_read`; the host reads the id before it writes, and the guest is suspended while it waits for its store.
+    unsafe { imports::attachment_read(id.as_ptr(), id.len(), offset, into.as_mut_ptr(), into.len()) }
 }
 
 pub(crate) fn snapshot_write(state: &[u8]) -> i32 {

@@ -45,6 +45,7 @@ pub fn turn(message: impl Into<Message>) -> TestTurn {
             message: message.into(),
             ..Input::default()
         },
+        attachments: HashMap::new(),
         state: None,
         state_bytes_max: 4 * 1024 * 1024,
         scripts: HashMap::new(),
@@ -57,6 +58,7 @@ type Script = Box<dyn FnMut(&Value) -> Answer>;
 #[must_use = "nothing happens until `run`"]
 pub struct TestTurn {
     input: Input,
+    attachments: HashMap<String, Vec<u8>>,
     state: Option<Vec<u8>>,
     state_bytes_max: usize,
     scripts: HashMap<String, Script>,
@@ -95,6 +97,26 @@ impl TestTurn {
         let turn_id = format!("turn-{}", self.input.history.len() / 2);
         self.input.history.push(Past { role: Role::User, turn_id: turn_id.clone(), message: message.into() });
         self.input.history.push(Past { role: Role::Agent, turn_id, message: reply.into() });
+        self
+    }
+
+    /// Adds a file to the message: a [`Part::Attachment`], which the worker can [read](Turn::attachment).
+    pub fn attachment(
+        mut self,
+        name: impl Into<String>,
+        media_type: impl Into<String>,
+        bytes: impl Into<Vec<u8>>,
+    ) -> TestTurn {
+        let bytes = bytes.into();
+        // Here they are numbered; a host names them by their bytes.
+        let attachment_id = format!("sha256-{:064x}", self.attachments.len() + 1);
+        self.input.message.parts.push(Part::Attachment {
+            attachment_id: attachment_id.clone(),
+            name: Some(name.into()),
+            media_type: media_type.into(),
+            bytes: bytes.len() as u64,
+        });
+        self.attachments.insert(attachment_id, bytes);
         self
     }
 

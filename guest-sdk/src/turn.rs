@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{check, read_whole};
-use crate::{Error, Input, Message, Operation, Part, sys};
+use crate::{Attachment, Error, Input, Message, Operation, Part, sys};
 
 /// What a worker's closure returns. `?` takes every error into it, and a `&str` or `String` too: `Err("no such note")?`.
 pub type WorkerResult = Result<(), Box<dyn StdError>>;
@@ -94,6 +94,14 @@ impl Turn {
         }
         let input = serde_json::from_slice(&read_whole(sys::input_read)?)?;
         Ok(self.input.get_or_init(|| input))
+    }
+
+    /// Opens an attachment of this turn's message, or of its history: a [`Part::Attachment`] has its id.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] unless the message or the history refers to it, [`Error::Invalid`] if it is no id.
+    pub fn attachment(&self, id: &str) -> Result<Attachment, Error> {
+        Attachment::open(id)
     }
 
     /// The state that the last completed turn of this conversation saved, or `None` in its first turn and in every private turn.

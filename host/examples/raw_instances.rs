@@ -10,7 +10,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use turnhouse::gate::Grant;
 use turnhouse::limits::Limits;
-use turnhouse::sandbox::{Control, GuestLimits, Input, InputJson, Job, Output, Refused, Said, Sandbox, SandboxConfig};
+use turnhouse::sandbox::{
+    Attachments, Control, GuestLimits, Input, InputJson, Job, Output, Refused, Said, Sandbox, SandboxConfig,
+};
 
 /// Copies standard input to standard output, a buffer at a time.
 const ECHO: &str = r#"(module
@@ -85,6 +87,7 @@ fn main() -> anyhow::Result<()> {
                             ],
                             arguments: vec!["echo".to_owned()],
                             dry_run: false,
+                            attachments: Attachments::default(),
                         },
                         grant: Grant::Private,
                         directory: None,

@@ -63,6 +63,7 @@ async fn push(
             user: user.clone(),
             sees_all: false,
             message: Bytes::from_static(br#"{"text":"hello there, this is a message of some length"}"#),
+            attachments: Vec::new(),
             dry_run: false,
             key: None,
             on_busy: OnBusy::Enqueue,

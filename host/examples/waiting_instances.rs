@@ -10,7 +10,7 @@ use bytes::Bytes;
 use turnhouse::gate::Grant;
 use turnhouse::limits::Limits;
 use turnhouse::sandbox::{
-    Control, GuestLimits, Input, InputJson, Job, Output, Refused, Said, Sandbox, SandboxConfig, Stop,
+    Attachments, Control, GuestLimits, Input, InputJson, Job, Output, Refused, Said, Sandbox, SandboxConfig, Stop,
 };
 
 /// Waits for an answer that takes ten minutes.
@@ -72,6 +72,7 @@ fn main() -> anyhow::Result<()> {
                 environment: Vec::new(),
                 arguments: vec!["worker".to_owned()],
                 dry_run: false,
+                attachments: Attachments::default(),
             },
             grant: Grant::Private,
             directory: None,

@@ -1,8 +1,8 @@
 //! Whether a message may come in. Pure: facts → [`Decision`] or a named [`Refusal`].
 //!
 //! The store gathers the facts inside the accepting transaction and asks here, so that what was true when it was decided is true when it is
-//! written. Nothing is stored for a refusal. The order of the checks is part of the contract: ownership first, then idempotency, then busy,
-//! then room.
+//! written. Nothing is stored for a refusal. The order of the checks is part of the contract: ownership first, then idempotency, then what the
+//! message refers to, then busy, then room.
 
 use crate::ids::TurnId;
 
@@ -28,6 +28,8 @@ pub struct Facts {
     pub foreign: bool,
     /// The turn that already has the submission's idempotency key, and whether its body was the same.
     pub keyed: Option<(TurnId, bool)>,
+    /// The message refers to an attachment that is not there.
+    pub attachment_missing: bool,
     /// Live turns of the conversation, and the one whose turn it is.
     pub lane_live: usize,
     /// The ready or running turn of the conversation, else the first that waits.
@@ -74,6 +76,9 @@ pub enum Refusal {
     /// The key came with another body.
     #[error("idempotency key used with another body")]
     IdempotencyMismatch,
+    /// It refers to an attachment that is not there, or not the caller's to use.
+    #[error("attachment not found")]
+    AttachmentNotFound,
     /// `on_busy: reject`, and a turn is live.
     #[error("conversation busy")]
     ConversationBusy {
@@ -100,6 +105,9 @@ pub fn decide(facts: &Facts, on_busy: OnBusy, bounds: &QueueBounds) -> Result<De
         Some((turn, true)) => return Ok(Decision::Attach(turn)),
         Some((_, false)) => return Err(Refusal::IdempotencyMismatch),
         None => {}
+    }
+    if facts.attachment_missing {
+        return Err(Refusal::AttachmentNotFound);
     }
     let interrupt = match (on_busy, facts.lane_active) {
         (OnBusy::Reject, Some(active)) => return Err(Refusal::ConversationBusy { active }),
@@ -136,6 +144,7 @@ mod tests {
         let all = Facts {
             foreign: true,
             keyed: Some((turn, false)),
+            attachment_missing: true,
             lane_live: 9,
             lane_active: Some(turn),
             joins: Some(turn),
@@ -145,9 +154,11 @@ mod tests {
         assert_eq!(decide(&all, OnBusy::Reject, &BOUNDS), Err(Refusal::NotFound));
         let own = Facts { foreign: false, ..all };
         assert_eq!(decide(&own, OnBusy::Reject, &BOUNDS), Err(Refusal::IdempotencyMismatch));
-        let same = Facts { keyed: Some((turn, true)), ..own };
+        let same = Facts { keyed: Some((turn, true)), attachment_missing: false, ..own };
         assert_eq!(decide(&same, OnBusy::Interrupt, &BOUNDS), Ok(Decision::Attach(turn)));
-        let new = Facts { keyed: None, ..own };
+        let without = Facts { keyed: None, ..own };
+        assert_eq!(decide(&without, OnBusy::Reject, &BOUNDS), Err(Refusal::AttachmentNotFound));
+        let new = Facts { attachment_missing: false, ..without };
         assert_eq!(decide(&new, OnBusy::Reject, &BOUNDS), Err(Refusal::ConversationBusy { active: turn }));
         assert_eq!(decide(&new, OnBusy::Enqueue, &BOUNDS), Err(Refusal::ConversationQueueFull));
         assert_eq!(decide(&new, OnBusy::Collect, &BOUNDS), Ok(Decision::Join(turn)), "it takes no room");

@@ -23,6 +23,8 @@ mod dev;
 
 mod database;
 
+mod files;
+
 mod run;
 
 mod new;

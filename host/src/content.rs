@@ -1,10 +1,14 @@
 //! What a message or a reply is: a text, or parts. Parsed once, checked against its limits, kept as it came.
 
+use std::collections::BTreeSet;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use crate::attachment::{AttachmentId, FILE_NAME_CHARS_MAX, is_file_name, is_media_type};
 
 /// A message or a reply: `{"text": …}` or `{"parts": […]}`, not both.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -56,6 +60,19 @@ pub enum Part {
         /// Standard alphabet, padded.
         #[schema(pattern = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$")]
         base64: String,
+    },
+    /// A file that was uploaded before. Of messages alone: a reply has none.
+    Attachment {
+        /// Which: `POST /v1/attachments` answers it.
+        attachment_id: AttachmentId,
+        /// What it is called. It means nothing here, and is no path.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(
+            min_length = 1,
+            max_length = 200,
+            pattern = r"^[^/\\\u0000-\u001f\u007f-\u009f]*[^./\\\u0000-\u001f\u007f-\u009f][^/\\\u0000-\u001f\u007f-\u009f]*$"
+        )]
+        name: Option<String>,
     },
 }
 
@@ -139,6 +156,17 @@ impl Content {
         }
     }
 
+    /// The files that it refers to, each once.
+    pub fn attachments(&self) -> Vec<AttachmentId> {
+        let Content::Parts(content) = self else { return Vec::new() };
+        let ids = content.parts.iter().filter_map(|part| match part {
+            Part::Attachment { attachment_id, .. } => Some(*attachment_id),
+            _ => None,
+        });
+        let ids: BTreeSet<_> = ids.collect();
+        ids.into_iter().collect()
+    }
+
     /// Whether it has nothing in it.
     pub fn is_empty(&self) -> bool {
         match self {
@@ -179,10 +207,7 @@ fn check_parts(parts: &[Part], limits: &ContentLimits) -> Result<usize, InvalidC
             Part::Text { text } => text_bytes += text.len(),
             Part::Json { data } => text_bytes += data.to_string().len(),
             Part::Blob { media_type, base64 } => {
-                let plausible = media_type.len() <= 127
-                    && media_type.split_once('/').is_some_and(|(kind, name)| !kind.is_empty() && !name.is_empty())
-                    && media_type.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
-                if !plausible {
+                if !is_media_type(media_type) {
                     return Err(InvalidContent(format!("part {index}: media_type is not a media type")));
                 }
                 if base64.len() / 4 * 3 > limits.blob_bytes_max + 2 {
@@ -192,6 +217,14 @@ fn check_parts(parts: &[Part], limits: &ContentLimits) -> Result<usize, InvalidC
                 STANDARD
                     .decode(base64)
                     .map_err(|_| InvalidContent(format!("part {index}: not standard padded base64")))?;
+            }
+            Part::Attachment { name, .. } => {
+                if name.as_deref().is_some_and(|name| !is_file_name(name)) {
+                    return Err(InvalidContent(format!(
+                        "part {index}: a name has 1 to {FILE_NAME_CHARS_MAX} characters, no slash, backslash or control character among them, \
+                         and not dots alone"
+                    )));
+                }
             }
         }
     }
@@ -247,5 +280,21 @@ mod tests {
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_attachment_is_named_by_its_bytes_and_called_by_no_path() {
+        let id = AttachmentId([7; 32]);
+        let part = |rest: &str| format!(r#"{{"type":"attachment","attachment_id":"{id}"{rest}}}"#);
+        let message = |parts: &[String]| format!(r#"{{"parts":[{}]}}"#, parts.join(","));
+        for good in ["", r#","name":"report.pdf""#] {
+            let content = parse(&message(&[part(good)])).unwrap();
+            assert_eq!((content.attachments(), content.is_empty()), (vec![id], false));
+        }
+        for bad in [r#","name":"../x""#, r#","name":"""#, r#","bytes":1"#, r#","media_type":"a/b""#] {
+            assert!(parse(&message(&[part(bad)])).is_err(), "{bad}");
+        }
+        assert!(parse(r#"{"parts":[{"type":"attachment","attachment_id":"sha256-00"}]}"#).is_err());
+        assert_eq!(parse(&message(&[part(""), part("")])).unwrap().attachments(), [id]);
     }
 }

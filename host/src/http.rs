@@ -1,7 +1,7 @@
 //! The gateway: an axum edge that parses what comes in, asks the host, and says how it went.
 //!
 //! Statuses, headers and problem bodies live here and nowhere below; no wasmtime and no SQL is seen here. One file a kind of resource
-//! (`workers`, `agents`, `conversations`, `turns`, `ticket`, `ingest`), each with its routes and their documentation; what they share stands beside
+//! (`workers`, `agents`, `conversations`, `turns`, `ticket`, `attachments`, `ingest`), each with its routes and their documentation; what they share stands beside
 //! them (`auth`, `params`, `page`, `body`, `negotiate`, `problem`, `sse`). `observe` is around them all. [`serve`] drives connections.
 
 use std::ops::Deref;
@@ -57,6 +57,8 @@ mod ticket;
 
 mod ingest;
 
+mod attachments;
+
 mod audit;
 
 mod export;
@@ -82,6 +84,7 @@ pub(crate) struct Shared {
     readers: Arc<readers::Readers>,
     /// Modules whose bodies are read or compiled: each holds up to `module_bytes_max` in memory.
     uploads: Semaphore,
+    attachment_uploads: Arc<attachments::Uploads>,
     exports: Arc<export::Exports>,
     metrics: observe::RouteMetrics,
 }
@@ -99,6 +102,7 @@ impl Gateway {
         Gateway(Arc::new(Shared {
             readers: readers::Readers::new(limits),
             uploads: Semaphore::new(limits.compiles_concurrent_max + 2),
+            attachment_uploads: Arc::default(),
             exports: Arc::default(),
             metrics: observe::RouteMetrics::default(),
             host,
@@ -130,6 +134,7 @@ fn routes() -> OpenApiRouter<Gateway> {
         .merge(conversations::routes())
         .merge(turns::routes())
         .merge(ticket::routes())
+        .merge(attachments::routes())
         .merge(ingest::routes())
         .merge(audit::routes())
         .merge(export::routes())

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::attachment::AttachmentId;
+
 /// Why a text is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -20,6 +22,13 @@ pub struct InvalidId {
     pub kind: &'static str,
     max: usize,
     punctuation: &'static str,
+}
+
+impl InvalidId {
+    /// Of what is named by its bytes.
+    pub(crate) fn of_attachment() -> InvalidId {
+        InvalidId { kind: "attachment", max: AttachmentId::TEXT_BYTES, punctuation: "-" }
+    }
 }
 
 fn check(kind: &'static str, text: &str, max: usize, punctuation: &'static str) -> Result<(), InvalidId> {

@@ -1,16 +1,20 @@
 //! What a guest is told about its turn: the JSON of `input_read`, its environment, its history. Pure.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::agent::Agent;
+use crate::attachment::AttachmentId;
 use crate::clock::Timestamp;
-use crate::content::Content;
+use crate::content::{Content, Part};
+use crate::event::raw;
 use crate::ids::{AgentId, ConversationId, RunId, TurnId, UserId, WorkerName};
-use crate::sandbox::{Input, InputJson};
+use crate::sandbox::{Attachments, Input, InputJson};
 use crate::store::Claimed;
 
 /// Completed turns of the conversation, oldest first: message and reply as JSON.
@@ -26,7 +30,7 @@ struct Document<'a> {
     run_id: Option<RunId>,
     attempt: u32,
     dry_run: bool,
-    message: &'a RawValue,
+    message: Cow<'a, RawValue>,
     accepted_unix_ms: i64,
     /// A number, so that a guest in C needs no parser of dates.
     deadline_unix_ms: i64,
@@ -50,11 +54,28 @@ struct Spoken {
     turn_id: TurnId,
     /// `text` or `parts`.
     #[serde(flatten)]
-    content: Content,
+    content: Value,
+}
+
+/// A part of a message as the guest is told it, where it is an attachment.
+#[derive(Serialize)]
+#[serde(tag = "type", rename = "attachment")]
+struct ToldAttachment<'a> {
+    attachment_id: AttachmentId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    media_type: &'a str,
+    bytes: u64,
 }
 
 /// Everything that the guest is given. `deadline` is its turn's by the clock that the guest can read, whatever time the store goes by.
-pub fn of(claimed: Claimed, agent: &Arc<Agent>, history: History, deadline: Timestamp) -> Input {
+pub fn of(
+    claimed: Claimed,
+    agent: &Arc<Agent>,
+    history: History,
+    attachments: Attachments,
+    deadline: Timestamp,
+) -> Input {
     let text = match serde_json::from_slice::<Content>(&claimed.message) {
         Ok(content) => Bytes::from(content.joined_text().into_owned()),
         Err(_) => Bytes::new(),
@@ -71,12 +92,18 @@ pub fn of(claimed: Claimed, agent: &Arc<Agent>, history: History, deadline: Time
     let snapshot =
         claimed.head.as_ref().and_then(|head| head.snapshot.as_ref()).and_then(|snapshot| snapshot.body.clone());
     let dry_run = claimed.dry_run;
-    let agent = agent.clone();
-    let json = InputJson(Arc::new(move || document(&claimed, &agent, &history, deadline)));
-    Input { json, text, snapshot, environment, arguments, dry_run }
+    let (agent, known) = (agent.clone(), attachments.clone());
+    let json = InputJson(Arc::new(move || document(&claimed, &agent, &history, &known, deadline)));
+    Input { json, text, snapshot, environment, arguments, dry_run, attachments }
 }
 
-fn document(claimed: &Claimed, agent: &Agent, history: &History, deadline: Timestamp) -> Bytes {
+fn document(
+    claimed: &Claimed,
+    agent: &Agent,
+    history: &History,
+    attachments: &Attachments,
+    deadline: Timestamp,
+) -> Bytes {
     let null: &RawValue = serde_json::from_str("null").expect("null is JSON");
     let document = Document {
         turn_id: claimed.lease.turn,
@@ -86,7 +113,7 @@ fn document(claimed: &Claimed, agent: &Agent, history: &History, deadline: Times
         run_id: claimed.envelope.run_id,
         attempt: claimed.attempt,
         dry_run: claimed.dry_run,
-        message: serde_json::from_slice(&claimed.message).unwrap_or(null),
+        message: told(serde_json::from_slice(&claimed.message).unwrap_or(null), attachments),
         accepted_unix_ms: claimed.accepted_at.0,
         deadline_unix_ms: deadline.0,
         snapshot: claimed.head.as_ref().and_then(|head| head.snapshot.as_ref()).map(|snapshot| Origin {
@@ -95,15 +122,46 @@ fn document(claimed: &Claimed, agent: &Agent, history: &History, deadline: Times
             version: snapshot.version,
         }),
         environment: &agent.settings.environment,
-        history: history.iter().flat_map(spoken).collect(),
+        history: history.iter().flat_map(|turn| spoken(turn, attachments)).collect(),
     };
     serde_json::to_vec(&document).expect("plain data serialises").into()
 }
 
-fn spoken((turn, message, reply): &(TurnId, Bytes, Bytes)) -> impl Iterator<Item = Spoken> {
-    [("user", message), ("agent", reply)].into_iter().filter_map(|(role, content)| {
-        Some(Spoken { role, turn_id: *turn, content: serde_json::from_slice(content).ok()? })
+fn spoken((turn, message, reply): &(TurnId, Bytes, Bytes), attachments: &Attachments) -> impl Iterator<Item = Spoken> {
+    [("user", message), ("agent", reply)].into_iter().filter_map(move |(role, content)| {
+        let content = told(serde_json::from_slice(content).ok()?, attachments);
+        Some(Spoken { role, turn_id: *turn, content: serde_json::from_str(content.get()).ok()? })
     })
+}
+
+/// A message as it came, its attachments with what they are.
+fn told<'a>(message: &'a RawValue, attachments: &Attachments) -> Cow<'a, RawValue> {
+    #[derive(Deserialize)]
+    struct Parts<'a> {
+        #[serde(borrow)]
+        parts: Vec<&'a RawValue>,
+    }
+    if attachments.is_empty() {
+        return Cow::Borrowed(message);
+    }
+    let Ok(Parts { parts }) = serde_json::from_str(message.get()) else { return Cow::Borrowed(message) };
+    let parts: Vec<Cow<'_, RawValue>> = parts.into_iter().map(|part| told_part(part, attachments)).collect();
+    Cow::Owned(raw(&TellParts { parts }))
+}
+
+#[derive(Serialize)]
+struct TellParts<'a> {
+    parts: Vec<Cow<'a, RawValue>>,
+}
+
+fn told_part<'a>(part: &'a RawValue, attachments: &Attachments) -> Cow<'a, RawValue> {
+    let Ok(Part::Attachment { attachment_id, name }) = serde_json::from_str(part.get()) else {
+        return Cow::Borrowed(part);
+    };
+    let Some(found) = attachments.get(attachment_id) else { return Cow::Borrowed(part) };
+    let told =
+        ToldAttachment { attachment_id, name: name.as_deref(), media_type: &found.media_type, bytes: found.bytes };
+    Cow::Owned(raw(&told))
 }
 
 #[cfg(test)]
@@ -118,7 +176,8 @@ mod tests {
             Bytes::from_static(br#"{"text":"hi"}"#),
             Bytes::from_static(br#"{"parts":[{"type":"text","text":"ho"}]}"#),
         );
-        let told: Vec<_> = spoken(&history).map(|spoken| serde_json::to_value(spoken).unwrap()).collect();
+        let none = Attachments::default();
+        let told: Vec<_> = spoken(&history, &none).map(|spoken| serde_json::to_value(spoken).unwrap()).collect();
         assert_eq!(told[0], serde_json::json!({"role": "user", "turn_id": turn, "text": "hi"}));
         assert_eq!(told[1]["role"], "agent");
         assert_eq!(told[1]["parts"][0]["text"], "ho");

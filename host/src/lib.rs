@@ -10,6 +10,8 @@ pub mod limits;
 
 pub mod sizing;
 
+pub mod attachment;
+
 pub mod content;
 
 pub mod caller;

@@ -36,6 +36,14 @@ limits! {
     message_parts_max: usize = 32;
     /// One blob of a message, decoded.
     message_blob_bytes_max: usize = MIB;
+    /// One attachment.
+    attachment_bytes_max: usize = 16 * MIB;
+    /// All attachments of one message.
+    message_attachments_bytes_max: u64 = 64 * MIB as u64;
+    /// All attachments of one org.
+    org_attachments_bytes_max: u64 = 10 << 30;
+    /// How long an attachment is kept for whoever uploaded it, without a message that refers to it.
+    attachment_upload_ms: u64 = 86_400_000;
     /// An `Idempotency-Key`.
     idempotency_key_bytes_max: usize = 255;
     /// How long an `Idempotency-Key` is remembered.
@@ -156,6 +164,8 @@ limits! {
     random_bytes_max: u64 = MIB as u64;
     /// Open file descriptors.
     fds_max: usize = 64;
+    /// What a turn may have read of its attachments, as often as it reads them.
+    attachment_read_bytes_max: u64 = 256 * MIB as u64;
     /// Its environment.
     env_bytes_max: usize = 32 * KIB;
     /// A private directory (session mode `file`): the sizes of its files and the targets of its symbolic links.

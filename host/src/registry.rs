@@ -6,23 +6,29 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use moka::sync::Cache;
 
 use crate::agent::{Agent, AgentSettings, InvalidSetting, NO_FILE_MODE};
+use crate::attachment::AttachmentId;
 use crate::audit::Actor;
+use crate::content::Content;
 use crate::gate::SessionMode;
 use crate::host::Host;
-use crate::ids::{AgentId, OrgId, WorkerName};
+use crate::ids::{AgentId, OrgId, TurnId, WorkerName};
 use crate::input::History;
 use crate::limits::Limits;
-use crate::sandbox::{GuestLimits, LoadError, ModuleRefusal, Sandbox, Worker};
+use crate::sandbox::{Attachments, GuestLimits, LoadError, ModuleRefusal, PieceSource, Sandbox, Worker};
 use crate::store::{Claimed, Deleted, Direction, PutAgent, PutWorker, Result, Store, StoreError};
 use crate::turn::TurnState;
 
 /// How long an agent's settings are believed at the edge, and a worker's version at all: another host may have changed the one, or deleted the
 /// other and given its name to other bytes.
 const TTL: Duration = Duration::from_secs(1);
+
+/// How long before a store that does not answer is asked for a piece again.
+const PIECE_AGAIN: Duration = Duration::from_millis(100);
 
 /// Agents and worker versions that are kept at hand.
 const CACHED: u64 = 10_000;
@@ -40,6 +46,35 @@ pub struct Registry {
     limits: Arc<Limits>,
     agents: Cache<(OrgId, AgentId), Cached>,
     workers: Cache<(OrgId, WorkerName, u32), Arc<Worker>>,
+}
+
+/// The attachments of an org's turn, as the store has them.
+struct StoredPieces {
+    store: Arc<dyn Store>,
+    org: OrgId,
+}
+
+#[async_trait]
+impl PieceSource for StoredPieces {
+    async fn piece(&self, id: AttachmentId, piece: u32) -> Option<Bytes> {
+        loop {
+            match self.store.attachment_piece(&self.org, id, piece).await {
+                Ok(found) => return found,
+                // Whoever asked bounds how long this may go on.
+                Err(StoreError::Unavailable(_)) => tokio::time::sleep(PIECE_AGAIN).await,
+                Err(error) => {
+                    tracing::error!(org = %self.org, %id, piece, %error, "an attachment could not be read");
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+/// Whether a message refers to attachments. Most do not say the word, and are not parsed for it.
+fn refers(message: &[u8]) -> bool {
+    let spelt = std::str::from_utf8(message).is_ok_and(|text| text.contains("attachment") || text.contains("\\u"));
+    spelt && serde_json::from_slice(message).is_ok_and(|content: Content| !content.attachments().is_empty())
 }
 
 impl Registry {
@@ -135,6 +170,22 @@ impl Registry {
             bytes -= message.len() + reply.len();
         }
         Ok(history)
+    }
+
+    /// What the claimed turn's message and its history refer to, to be read when the guest asks for it.
+    pub async fn attachments(&self, claimed: &Claimed, history: &History) -> Result<Attachments> {
+        let own = std::iter::once((claimed.lease.turn, &claimed.message));
+        let turns: Vec<TurnId> = own
+            .chain(history.iter().map(|(turn, message, _)| (*turn, message)))
+            .filter(|(_, message)| refers(message))
+            .map(|(turn, _)| turn)
+            .collect();
+        if turns.is_empty() {
+            return Ok(Attachments::default());
+        }
+        let org = claimed.lease.org.clone();
+        let known = self.store.attachments_of(&org, &turns).await?;
+        Ok(Attachments::new(known, Arc::new(StoredPieces { store: self.store.clone(), org })))
     }
 
     /// What changed is read again.

@@ -20,7 +20,7 @@ use crate::journal::JournalError;
 use crate::kill_point;
 use crate::lease::Lease;
 use crate::private_dirs::{Lent, Unlent};
-use crate::sandbox::{Control, Finished, GuestLimits, Job, Output, Refused, Said, Worker};
+use crate::sandbox::{Attachments, Control, Finished, GuestLimits, Job, Output, Refused, Said, Worker};
 use crate::slots::Slot;
 use crate::store::{Claimed, Commit, CommitResult, Fenced, StagedSnapshot, StoreError};
 use crate::turn::{Failure, FailureCode, Outcome};
@@ -120,7 +120,7 @@ async fn step_through(dispatch: &Arc<Dispatch>, claimed: Claimed, running: &Runn
         directory: directory.as_mut().and_then(Lent::take),
         control: control.clone(),
         output: Arc::new(LiveOutput { dispatch: dispatch.clone(), live: live.clone() }),
-        input: input::of(claimed, &prepared.agent, prepared.history, deadline),
+        input: input::of(claimed, &prepared.agent, prepared.history, prepared.attachments, deadline),
     };
     let finished = dispatch.sandbox.run(&prepared.worker, job).await;
     kill_point::pass("after_run");
@@ -149,6 +149,7 @@ struct Prepared {
     worker: Arc<Worker>,
     limits: Arc<GuestLimits>,
     history: History,
+    attachments: Attachments,
 }
 
 enum Unprepared {
@@ -189,7 +190,8 @@ async fn prepare(dispatch: &Dispatch, claimed: &Claimed) -> Result<Prepared, Unp
         return Err(Unprepared::Failed(Failure::new(FailureCode::SnapshotUnreadable, detail)));
     }
     let history = dispatch.registry.history(claimed, &agent).await?;
-    Ok(Prepared { agent, worker, limits, history })
+    let attachments = dispatch.registry.attachments(claimed, &history).await?;
+    Ok(Prepared { agent, worker, limits, history, attachments })
 }
 
 /// The turn's end, as the guest brought it about.

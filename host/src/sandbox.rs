@@ -10,6 +10,8 @@
 //! ```
 //! Guests run on a runtime of their own, whose threads give way to the gateway's; nothing of theirs runs anywhere else.
 
+pub mod attachments;
+
 pub mod control;
 
 pub mod job;
@@ -64,6 +66,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use wasmtime::{Engine, Linker, Store};
 
+pub use attachments::{Attachments, PieceSource};
 pub use cache::CacheConfig;
 pub use control::{Control, Stop};
 pub use engine::Allocator;

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::agent::{Agent, AgentSettings};
+use crate::attachment::{Attachment, AttachmentId};
 use crate::audit::{Act, Actor, AuditEntry, AuditFilter, AuditPlace};
 use crate::caller::Owned;
 use crate::clock::Timestamp;
@@ -218,6 +219,31 @@ pub trait Store: Send + Sync + 'static {
         after: Option<&SnapshotPlace>,
         limit: usize,
     ) -> Result<Page<SnapshotRecord>>;
+
+    // -- attachments
+    /// Stores an attachment for a member, in pieces of [`PIECE_BYTES`](crate::attachment::PIECE_BYTES) but for the last, or finds theirs. The member learns
+    /// nothing of others who have the same.
+    async fn put_attachment(
+        &self,
+        org: &OrgId,
+        user: &UserId,
+        attachment: &Attachment,
+        pieces: Vec<Bytes>,
+        org_bytes_max: u64,
+        now: Timestamp,
+    ) -> Result<PutAttachment>;
+    /// Those of these that a member may use: who has uploaded them, or has a turn that refers to them. `None`: whoever it is that sees all of the org.
+    async fn attachments(&self, org: &OrgId, user: Option<&UserId>, ids: &[AttachmentId]) -> Result<Vec<Attachment>>;
+    /// What these turns refer to.
+    async fn attachments_of(&self, org: &OrgId, turns: &[TurnId]) -> Result<Vec<Attachment>>;
+    /// An org's attachments by id, after one.
+    async fn org_attachments(&self, org: &OrgId, after: Option<AttachmentId>, limit: usize)
+    -> Result<Page<Attachment>>;
+    /// A piece of an attachment, counted from 0.
+    async fn attachment_piece(&self, org: &OrgId, id: AttachmentId, piece: u32) -> Result<Option<Bytes>>;
+    /// Forgets uploads from before `before`, at most `limit`, and deletes attachments that nothing refers to any more, at most as many and not many
+    /// megabytes of them. How many it has looked at.
+    async fn sweep_attachments(&self, before: Timestamp, limit: usize) -> Result<usize>;
 
     // -- workers
     /// Stores a version, or finds the one that has these bytes.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::admission::{OnBusy, QueueBounds, Refusal};
+use crate::attachment::{Attachment, AttachmentId};
 use crate::content::Joinable;
 use crate::event;
 use crate::events::LiveTurn;
@@ -30,6 +31,8 @@ pub struct Submission {
     pub session: Session,
     /// The message as JSON ([`crate::content::Content`]).
     pub message: Bytes,
+    /// The attachments that it refers to, each once.
+    pub attachments: Vec<AttachmentId>,
     /// Operations with outside effects are skipped.
     pub dry_run: bool,
     /// What to do if the conversation is busy.
@@ -78,6 +81,14 @@ pub enum SubmitError {
     /// No such agent in the org.
     #[error("no such agent")]
     NoSuchAgent,
+    /// All the attachments of a message together.
+    #[error("the message's attachments have {bytes} bytes together, the limit is {bytes_max}")]
+    AttachmentsTooLarge {
+        /// They have so many bytes.
+        bytes: u64,
+        /// `message_attachments_bytes_max`.
+        bytes_max: u64,
+    },
     /// File mode, and the store is shared.
     #[error("no file mode")]
     NoFileMode,
@@ -87,6 +98,24 @@ pub enum SubmitError {
     /// The store does not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// What the message refers to, if all of it is the submitter's to use. That it still is there when the turn is accepted, the store sees to.
+async fn attachments(host: &Host, submission: &Submission) -> Result<Vec<Attachment>, SubmitError> {
+    if submission.attachments.is_empty() {
+        return Ok(Vec::new());
+    }
+    let user = (!submission.sees_all).then_some(&submission.user);
+    let found = host.store.attachments(&submission.org, user, &submission.attachments).await?;
+    if found.len() < submission.attachments.len() {
+        return Err(Refusal::AttachmentNotFound.into());
+    }
+    let bytes = found.iter().map(|attachment| attachment.bytes).sum();
+    let bytes_max = host.config.limits.message_attachments_bytes_max;
+    if bytes > bytes_max {
+        return Err(SubmitError::AttachmentsTooLarge { bytes, bytes_max });
+    }
+    Ok(found)
 }
 
 /// Accepts a message, or says why not. Returns once it is durable. Cancel-safe: a caller who goes away leaves an accepted turn behind, or nothing.
@@ -101,6 +130,7 @@ pub async fn submit(host: &Host, submission: Submission) -> Result<Submitted, Su
     }
     let agent = host.agent(&submission.org, &submission.agent).await?.ok_or(SubmitError::NoSuchAgent)?;
     let limits = &host.config.limits;
+    let attachments = attachments(host, &submission).await?;
     let turn = TurnId::new();
     // An envelope is a run of its own: it joins nothing.
     let own_run = matches!(submission.session, Session::Envelope { .. });
@@ -134,6 +164,7 @@ pub async fn submit(host: &Host, submission: Submission) -> Result<Submitted, Su
         user: submission.user,
         sees_all: submission.sees_all,
         message: submission.message,
+        attachments,
         dry_run: submission.dry_run,
         key: submission.key,
         on_busy: submission.on_busy,

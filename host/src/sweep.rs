@@ -24,6 +24,9 @@ const FORGET_EVERY: u32 = 240;
 /// At most so many of them a round.
 const FORGET_MAX: usize = 2_000;
 
+/// At most so many attachments, and of their uploads.
+const ATTACHMENTS_MAX: usize = 200;
+
 /// At most so many turns and logs of an org in one step of retention: some milliseconds of the store's time.
 const RETAIN_MAX: usize = 200;
 
@@ -50,6 +53,9 @@ pub async fn sweep(dispatch: Arc<Dispatch>, store: Arc<dyn Store>) {
                 futures_util::future::join_all(found.overdue.into_iter().map(|overdue| end(&dispatch, overdue))).await;
             }
             Err(error) => tracing::warn!(%error, "could not sweep"),
+        }
+        if rounds.is_multiple_of(4) {
+            drop_attachments(&dispatch, &*store).await;
         }
         if rounds.is_multiple_of(FORGET_EVERY) {
             forget_keys(&dispatch, &*store).await;
@@ -79,6 +85,13 @@ async fn forget_keys(dispatch: &Dispatch, store: &dyn Store) {
     let before = Timestamp(dispatch.clock.now().0.saturating_sub_unsigned(dispatch.limits.idempotency_retention_ms));
     if let Err(error) = store.forget_keys(before, FORGET_MAX).await {
         tracing::warn!(%error, "could not forget idempotency keys");
+    }
+}
+
+async fn drop_attachments(dispatch: &Dispatch, store: &dyn Store) {
+    let before = Timestamp(dispatch.clock.now().0.saturating_sub_unsigned(dispatch.limits.attachment_upload_ms));
+    if let Err(error) = store.sweep_attachments(before, ATTACHMENTS_MAX).await {
+        tracing::warn!(%error, "could not delete attachments that nothing refers to");
     }
 }
 

@@ -97,6 +97,8 @@ metrics! {
     "turnhouse_store_lock_wait_seconds", describe_histogram, Seconds, "How long batches waited for other hosts' batches, where they did (PostgreSQL).";
     "turnhouse_vacuums_total", describe_counter, Count, "How often this host vacuumed the table of live turns (PostgreSQL).";
     "turnhouse_retained_rows_total", describe_counter, Count, "Ended turns, logs and entries of the audit that were deleted because they were old.";
+    "turnhouse_attachment_uploads_total", describe_counter, Count, "Attachments that were uploaded.";
+    "turnhouse_attachment_upload_bytes_total", describe_counter, Bytes, "Their bytes.";
     "turnhouse_exports_total", describe_counter, Count, "Exports that were begun, by `of`: org, conversation.";
     "turnhouse_audit_entries_total", describe_counter, Count, "What this process wrote down in the audit, by `verb`.";
     "turnhouse_store_errors_total", describe_counter, Count, "Transactions of the journal that failed as a whole.";

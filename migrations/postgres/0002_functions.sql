@@ -11,6 +11,7 @@ CREATE TYPE item AS (
   run uuid, env_org text, conv text, mode text, usr text, sees_all boolean, dry boolean, key text, hash int, msg int, on_busy text,
   conv_max bigint, org_max bigint, host_max bigint, admission_ms bigint, queue_ms bigint, turn_ms bigint, attempts_max int, holder uuid, running_max bigint,
   whole int, more int, parts int, parts_max int, bytes_max int,
+  files jsonb,                                                        -- what the message refers to: [{"digest": hex, "media_type": text}]
   slots int, backoff_ms bigint, backoff_ms_max bigint,
   first_seq bigint, body int, effect boolean, delay_ms bigint,
   outcome text, reply int, replaces boolean, failure text, cancelled_by text, cpu_ms float8, wall_ms float8, memory bigint, calls bigint,
@@ -169,7 +170,7 @@ DECLARE
   v_done boolean[];                     -- by an item's place: what it asked for was done
   v_made int[];                         -- orgs of which this run has made a turn ready; the tables do not show it yet
   v_look boolean;                       -- whether an end may make a waiting turn ready
-  v_lanes int; v_fresh boolean; v_keyed boolean; v_staged boolean;
+  v_lanes int; v_fresh boolean; v_keyed boolean; v_staged boolean; v_files boolean;
   it item; l record; r record; e record; x record;
   o written;
   i int; n int; k int;
@@ -397,7 +398,7 @@ BEGIN
       END IF;
 
     ELSIF it.kind = 'accept' THEN
-      v_new := '{}'; v_made := '{}'; v_lanes := 0; v_fresh := false; v_keyed := false;
+      v_new := '{}'; v_made := '{}'; v_lanes := 0; v_fresh := false; v_keyed := false; v_files := false;
       -- What stands of each message's conversation, key, turn and agent; nothing of this run is written before all of it is read.
       FOR r IN
         SELECT u.ord, g.user_id, g.generation, g.head_run, g.next_seq, g.deleted_at IS NOT NULL AS deleted, m.turn_id AS active, w.waiting, w.first,
@@ -439,6 +440,17 @@ BEGIN
           END IF;
           v_text := 'idempotency_mismatch';
         END IF;
+        IF v_text IS NULL AND it.files IS NOT NULL THEN
+          -- Locked, so that none of them goes before this turn refers to it.
+          PERFORM 1 FROM attachments f
+            WHERE f.org_id = it.org AND f.digest IN (SELECT decode(j ->> 'digest', 'hex') FROM jsonb_array_elements(it.files) j)
+            ORDER BY f.digest FOR KEY SHARE;
+          GET DIAGNOSTICS n = ROW_COUNT;
+          IF n < jsonb_array_length(it.files) THEN
+            v_text := 'attachment_not_found';
+          END IF;
+          v_files := true;
+        END IF;
         IF v_text IS NULL AND it.parts IS NOT NULL AND r.waiting > 0 THEN
           -- The last that waits, if it collects and has room. Its message is a list of parts; what joins it goes before the two bytes that end it.
           SELECT t.turn_id INTO v_turn
@@ -454,6 +466,11 @@ BEGIN
             IF it.key IS NOT NULL THEN
               INSERT INTO idempotency_keys (org_id, agent_id, conversation_id, idem_key, turn_id, request_hash, created_at)
               VALUES (it.org, it.agent, it.conv, it.key, v_turn, p_bodies[it.hash], v_now);
+            END IF;
+            IF it.files IS NOT NULL THEN
+              INSERT INTO attachment_refs (org_id, turn_id, digest, user_id, media_type)
+              SELECT it.org, v_turn, decode(j ->> 'digest', 'hex'), r.user_id, j ->> 'media_type' FROM jsonb_array_elements(it.files) j
+              ON CONFLICT DO NOTHING;
             END IF;
             o.kind := 'joined';
             o.turn := v_turn;
@@ -620,6 +637,10 @@ BEGIN
       IF v_keyed THEN
         INSERT INTO idempotency_keys (org_id, agent_id, conversation_id, idem_key, turn_id, request_hash, created_at)
         SELECT u.org, u.agent, coalesce(u.conv, ''), u.key, u.turn, p_bodies[u.hash], v_now FROM unnest(v_new) u WHERE u.key IS NOT NULL;
+      END IF;
+      IF v_files THEN
+        INSERT INTO attachment_refs (org_id, turn_id, digest, user_id, media_type)
+        SELECT u.org, u.turn, decode(j ->> 'digest', 'hex'), u.usr, j ->> 'media_type' FROM unnest(v_new) u, jsonb_array_elements(u.files) j;
       END IF;
       INSERT INTO turn_markers (org_id, turn_id, agent_id, env_org, conversation_id, run_id, mode, seq, state, epoch, attempt, attempts_max, holder,
                                 not_before, deadline_at, admission_ms, turn_ms, collected)

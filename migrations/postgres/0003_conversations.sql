@@ -53,6 +53,12 @@ BEGIN
   END IF;
   DELETE FROM turn_events v USING turns t
    WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation AND v.org_id = p_org AND v.turn_id = t.turn_id;
+  -- Files go with the last turn that refers to them: whoever uploaded one for a turn of this conversation has it no longer.
+  DELETE FROM attachment_uploads u USING attachment_refs r, turns t
+   WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation AND r.org_id = p_org AND r.turn_id = t.turn_id
+     AND u.org_id = p_org AND u.digest = r.digest AND u.user_id = r.user_id;
+  DELETE FROM attachment_refs r USING turns t
+   WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation AND r.org_id = p_org AND r.turn_id = t.turn_id;
   DELETE FROM turns t WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation;
   DELETE FROM snapshots s WHERE s.org_id = p_org AND s.agent_id = p_agent AND s.conversation_id = p_conversation;
   DELETE FROM idempotency_keys k WHERE k.org_id = p_org AND k.agent_id = p_agent AND k.conversation_id = p_conversation;

@@ -162,6 +162,17 @@ impl Client {
         answer(request.header("content-type", "application/wasm").body(wasm)).await
     }
 
+    /// Uploads an attachment; its id.
+    ///
+    /// # Panics
+    /// When it is not taken.
+    pub async fn attach(&self, media_type: &str, bytes: impl Into<Vec<u8>>) -> String {
+        let request = self.request(Method::POST, "/v1/attachments");
+        let (status, body) = answer(request.header("content-type", media_type).body(bytes.into())).await;
+        assert!(status.is_success(), "{status}: {body}");
+        body["id"].as_str().expect("its id").to_owned()
+    }
+
     /// Makes or changes an agent.
     pub async fn set_agent(&self, agent: &str, worker: &str, settings: Value) {
         let mut body = json!({ "worker": worker });

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::{broadcast, watch};
 use turnhouse::agent::{Agent, AgentSettings};
+use turnhouse::attachment::{Attachment, AttachmentId};
 use turnhouse::audit::{Act, Actor, AuditEntry, AuditFilter, AuditPlace};
 use turnhouse::caller::Owned;
 use turnhouse::clock::{Clock, Timestamp};
@@ -21,9 +22,9 @@ use turnhouse::lease::Lease;
 use turnhouse::notes::NotesChange;
 use turnhouse::store::{
     Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, Hint, KeyRecord, LiveCounts,
-    OrgRecord, Page, Progress, Provisioned, PutAgent, PutWorker, Result, Retained, Retention, SnapshotPlace,
-    SnapshotRecord, Starter, Store, StoreError, StoreStatus, SweepFindings, TicketKey, TurnRecord, WorkerVersion,
-    Write, Written,
+    OrgRecord, Page, Progress, Provisioned, PutAgent, PutAttachment, PutWorker, Result, Retained, Retention,
+    SnapshotPlace, SnapshotRecord, Starter, Store, StoreError, StoreStatus, SweepFindings, TicketKey, TurnRecord,
+    WorkerVersion, Write, Written,
 };
 use uuid::Uuid;
 
@@ -322,6 +323,44 @@ impl Store for Faulty {
         limit: usize,
     ) -> Result<Page<SnapshotRecord>> {
         self.through(Call::Read, self.store.snapshots(org, among, after, limit)).await
+    }
+
+    async fn put_attachment(
+        &self,
+        org: &OrgId,
+        user: &UserId,
+        attachment: &Attachment,
+        pieces: Vec<Bytes>,
+        org_bytes_max: u64,
+        now: Timestamp,
+    ) -> Result<PutAttachment> {
+        let put = self.store.put_attachment(org, user, attachment, pieces, org_bytes_max, self.now(now));
+        self.through(Call::Read, put).await
+    }
+
+    async fn attachments(&self, org: &OrgId, user: Option<&UserId>, ids: &[AttachmentId]) -> Result<Vec<Attachment>> {
+        self.through(Call::Read, self.store.attachments(org, user, ids)).await
+    }
+
+    async fn attachments_of(&self, org: &OrgId, turns: &[TurnId]) -> Result<Vec<Attachment>> {
+        self.through(Call::Read, self.store.attachments_of(org, turns)).await
+    }
+
+    async fn org_attachments(
+        &self,
+        org: &OrgId,
+        after: Option<AttachmentId>,
+        limit: usize,
+    ) -> Result<Page<Attachment>> {
+        self.through(Call::Read, self.store.org_attachments(org, after, limit)).await
+    }
+
+    async fn attachment_piece(&self, org: &OrgId, id: AttachmentId, piece: u32) -> Result<Option<Bytes>> {
+        self.through(Call::Read, self.store.attachment_piece(org, id, piece)).await
+    }
+
+    async fn sweep_attachments(&self, before: Timestamp, limit: usize) -> Result<usize> {
+        self.through(Call::Read, self.store.sweep_attachments(before, limit)).await
     }
 
     async fn put_worker(

@@ -77,6 +77,24 @@ fn run_has_the_limits_of_production_and_keeps_a_state() {
 }
 
 #[test]
+fn run_gives_a_worker_files_as_attachments_of_its_message() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (one, two) = (dir.path().join("one.txt"), dir.path().join("two.bin"));
+    std::fs::write(&one, "a file of five words\n").expect("it is written");
+    std::fs::write(&two, "x ".repeat(200_000)).expect("it is written");
+    let wasm = guest("attachment");
+    let ran = run(&["run", &wasm, "--message", "count", "--attachment", text(&one), "--attachment", text(&two)]);
+    let expected =
+        "one.txt: text/plain, 21 bytes, 5 words\ntwo.bin: application/octet-stream, 400000 bytes, 200000 words\n";
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, expected), "{ran:?}");
+    let mut narrow = command(&["run", &wasm, "--message", "count", "--attachment", text(&one)]);
+    narrow.env("TURNHOUSE_LIMITS__ATTACHMENT_BYTES_MAX", "20");
+    failed(&run_with(&mut narrow, b""), 2, &["one.txt", "20 bytes", "attachment_bytes_max"]);
+    let missing = dir.path().join("missing");
+    failed(&run(&["run", &wasm, "--message", "x", "--attachment", text(&missing)]), 2, &["cannot read", "missing"]);
+}
+
+#[test]
 fn run_gives_a_worker_a_directory_within_the_quota_of_production() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let files = dir.path().join("new/files");
@@ -220,6 +238,15 @@ fn dev_prints_one_line_when_it_is_ready_and_the_commands_work_on_it() {
     assert_eq!(say(&["turns", "show", "--json", &id], "").json()["id"], id.as_str());
     let unknown = say(&["turns", "show", "01990000-0000-7000-8000-000000000000"], "");
     failed(&unknown, 1, &["there is no such turn"]);
+
+    // Files go with the first message, and with no other.
+    let file = dir.path().join("one.txt");
+    std::fs::write(&file, "three short words").expect("it is written");
+    say(&["deploy", "--json", &guest("attachment"), "--agent", "attachment"], "").json();
+    let ran = say(&["chat", "attachment", "--attach", text(&file)], "count\nafter 1\n");
+    let counted = "one.txt: text/plain, 17 bytes, 3 words\n";
+    assert!(ran.stdout.starts_with(counted) && ran.stdout.matches(counted).count() == 1, "{ran:?}");
+    failed(&ran, 1, &["no_reply"]);
 
     // A turn that is followed is cancelled by another command.
     let mut tailed = with(&["chat", "slow_reply", "--conversation", "c-2"]);

@@ -90,6 +90,7 @@ fn the_probes_between_them_import_every_function() {
         .collect();
     let functions = [
         "abi_revision",
+        "attachment_read",
         "call",
         "close",
         "emit",

@@ -124,7 +124,7 @@ fn never(timeout_ms: i32) -> i32 {
 }
 
 pub(crate) fn abi_revision() -> i32 {
-    1
+    2
 }
 
 pub(crate) fn input_read(into: &mut [u8]) -> i32 {
@@ -137,6 +137,16 @@ pub(crate) fn message_read(into: &mut [u8]) -> i32 {
 
 pub(crate) fn snapshot_read(into: &mut [u8]) -> i32 {
     with_host(|host| host.turn.state.as_deref().map_or(NOENT, |state| copy_out(state, into)))
+}
+
+pub(crate) fn attachment_read(id: &str, offset: u32, into: &mut [u8]) -> i32 {
+    if id.len() != "sha256-".len() + 64 {
+        return INVAL;
+    }
+    with_host(|host| match host.turn.attachments.get(id) {
+        Some(bytes) => copy_out(bytes.get(offset as usize..).unwrap_or_default(), into),
+        None => NOENT,
+    })
 }
 
 pub(crate) fn snapshot_write(state: &[u8]) -> i32 {
@@ -204,7 +214,7 @@ fn is_event_name(kind: &str) -> bool {
 pub(crate) fn reply(json: &[u8]) -> i32 {
     let malformed = |part: &Part| match part {
         Part::Blob { .. } => part.bytes().is_none(),
-        Part::Unknown => true,
+        Part::Unknown | Part::Attachment { .. } => true,
         _ => false,
     };
     with_host(|host| match serde_json::from_slice::<Message>(json) {

@@ -35,6 +35,32 @@ fn a_reply_replaces_what_was_said_and_the_last_one_wins() {
 }
 
 #[test]
+fn an_attachment_is_read_from_anywhere_and_no_other_is_there() {
+    use std::io::{Read as _, Seek as _, SeekFrom};
+    let report = turn("count").attachment("a.txt", "text/plain", "one two").run(|turn: Turn| {
+        let Part::Attachment { attachment_id, name, bytes, .. } = &turn.input()?.message.parts[1] else {
+            panic!("it is the second part")
+        };
+        assert_eq!((name.as_deref(), *bytes), (Some("a.txt"), 7));
+        let mut file = turn.attachment(attachment_id)?;
+        assert_eq!((file.size(), file.read_all()?), (7, b"one two".to_vec()));
+        assert_eq!(file.read(&mut [0; 4])?, 0, "it is at its end");
+        let mut rest = String::new();
+        file.seek(SeekFrom::End(-3))?;
+        file.read_to_string(&mut rest)?;
+        assert_eq!(rest, "two");
+        file.seek(SeekFrom::Start(u64::MAX))?;
+        assert_eq!((file.read(&mut [0; 4])?, file.seek(SeekFrom::Current(-1)).is_ok()), (0, true));
+        assert!(file.seek(SeekFrom::End(-8)).is_err());
+        assert!(matches!(turn.attachment(&attachment_id.replace('1', "2")), Err(Error::NotFound)));
+        assert!(matches!(turn.attachment("a.txt"), Err(Error::Invalid)));
+        assert!(turn.reply_parts(turn.input()?.message.parts.clone()).is_err(), "a reply has none");
+        Ok(turn.say("read")?)
+    });
+    assert_eq!(report.text(), "read");
+}
+
+#[test]
 fn a_long_text_is_said_in_pieces_that_keep_characters_whole() {
     let text = "ä".repeat(40_000);
     let expected = text.clone();

@@ -3,6 +3,7 @@
 //! Where stdin is no terminal, every line of it is a message.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use reqwest::Method;
@@ -11,16 +12,19 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::client::{Client, Server};
+use super::files::Files;
 use super::follow::Follower;
 use super::output::{Output, Style, note};
 use super::transcript::{Ending, Transcript};
 use super::{CliError, Result};
+use turnhouse::content::Content;
 use turnhouse::ids::{AgentId, ConversationId};
 
 const EXAMPLES: &str = "\
 Examples:
   turnhouse chat notes
   turnhouse chat notes --conversation c-42
+  turnhouse chat reader --attach report.txt
   echo hello | turnhouse chat notes --json";
 
 /// Talk to an agent
@@ -34,6 +38,10 @@ pub struct Args {
     #[arg(long, value_name = "ID")]
     conversation: Option<ConversationId>,
 
+    /// A file to go with the first message; may be given several times
+    #[arg(long, value_name = "FILE")]
+    attach: Vec<PathBuf>,
+
     #[command(flatten)]
     server: Server,
 }
@@ -41,6 +49,8 @@ pub struct Args {
 /// Runs it until stdin ends.
 pub async fn run(args: Args, output: Output) -> Result {
     let client = Client::new(&args.server)?;
+    // What is over it, the host itself says.
+    let files = Files::read(&args.attach, usize::MAX)?;
     let mut body = json!({});
     if let Some(agent) = &args.agent {
         body["agent"] = json!(agent);
@@ -62,6 +72,10 @@ pub async fn run(args: Args, output: Output) -> Result {
     if interactive && !output.json {
         note(&format!("conversation {id} with {agent}. Ctrl-C cancels a turn, Ctrl-D ends."));
     }
+    for (media_type, bytes) in files.bodies() {
+        client.post_bytes("v1/attachments", &media_type, bytes).await?;
+    }
+    let mut files = Some(files);
     let mut interrupts = signal(SignalKind::interrupt()).context("cannot wait for Ctrl-C")?;
     let mut lines = read_lines();
     let mut failed = None;
@@ -80,7 +94,9 @@ pub async fn run(args: Args, output: Output) -> Result {
             continue;
         }
         let path = format!("v1/agents/{agent}/conversations/{id}/turns");
-        match talk(&client, &path, &text, &mut interrupts, output).await {
+        let message = Content::text(text);
+        let message = files.take().map_or_else(|| message.clone(), |files| files.beside(message.clone()));
+        match talk(&client, &path, &message, &mut interrupts, output).await {
             Ok(()) => {}
             // At a terminal one goes on; a script is told at the end.
             Err(error) if interactive => error.print(),
@@ -98,9 +114,9 @@ pub async fn run(args: Args, output: Output) -> Result {
 }
 
 /// One turn: sends the message, shows what is said, until it has ended.
-async fn talk(client: &Client, path: &str, text: &str, interrupts: &mut Signal, output: Output) -> Result {
+async fn talk(client: &Client, path: &str, message: &Content, interrupts: &mut Signal, output: Output) -> Result {
     let key = uuid::Uuid::now_v7().to_string();
-    let accepted = client.post_once(path, &key, &json!({"message": {"text": text}})).await?;
+    let accepted = client.post_once(path, &key, &json!({ "message": message })).await?;
     let turn = accepted["turn_id"].as_str().context("the host did not name the turn")?.to_owned();
     let mut follower = Follower::new(client, &turn);
     let mut transcript = Transcript::stdio().in_lines();

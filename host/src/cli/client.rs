@@ -172,6 +172,11 @@ impl Client {
         self.json(self.requests.request(method, self.at(path))).await
     }
 
+    /// `POST` of a file.
+    pub async fn post_bytes(&self, path: &str, media_type: &str, body: Bytes) -> Result<Value, RequestError> {
+        self.json(self.requests.post(self.at(path)).header("content-type", media_type).body(body)).await
+    }
+
     /// `PUT` of a body that is sent in pieces, each told to `sent`.
     pub async fn upload(
         &self,

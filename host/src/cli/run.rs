@@ -20,13 +20,14 @@ use turnhouse::input;
 use turnhouse::lease::Lease;
 use turnhouse::limits::Limits;
 use turnhouse::sandbox::{
-    Control, Finished, GuestLimits, Input, Job, Output as GuestOutput, PrivateDir, Refused, Said,
+    Attachments, Control, Finished, GuestLimits, Input, Job, Output as GuestOutput, PrivateDir, Refused, Said,
 };
 use turnhouse::store::{Claimed, Head, Snapshot};
 
 use super::agents::variable;
 use super::database::load_config;
 use super::deploy::{read_module, worker_name};
+use super::files::Files;
 use super::inspect::{one_guest_sandbox, refused};
 use super::output::{Output, note};
 use super::transcript::{Ending, Transcript};
@@ -41,6 +42,7 @@ Examples:
   turnhouse run greeter.wasm --message hello
   turnhouse run greeter.wasm --message hello --state state.json
   turnhouse run diary.wasm --message hello --dir ./diary
+  turnhouse run reader.wasm --message \"count its words\" --attachment report.txt
   echo hello | turnhouse run greeter.wasm
   turnhouse run greeter.wasm --input message.json --env TONE=dry --json
 
@@ -60,6 +62,10 @@ pub struct Args {
     /// A file with the message as JSON, {"text": …} or {"parts": […]}
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
+
+    /// A file beside the message, as an attachment of it; may be given several times
+    #[arg(long, value_name = "FILE")]
+    attachment: Vec<PathBuf>,
 
     /// The worker's state: read from this file, and written to it when the turn completes
     #[arg(long, value_name = "FILE")]
@@ -89,7 +95,8 @@ pub async fn run(args: Args, output: Output) -> Result {
     let limits = load_config(None, Vec::new())?.limits;
     let settings = settings(worker, &args.env, &limits)?;
     let state = args.state.as_deref().map(|path| StateFile::open(path, limits.snapshot_bytes_max)).transpose()?;
-    let message = message(&args, &limits)?;
+    let files = Files::read(&args.attachment, limits.attachment_bytes_max)?;
+    let message = message(&args, &files, &limits)?;
     let directory = args.dir.as_deref().map(|path| private_dir(path, &limits)).transpose()?;
     let mode = if directory.is_some() { SessionMode::File } else { SessionMode::Snapshot };
 
@@ -107,7 +114,7 @@ pub async fn run(args: Args, output: Output) -> Result {
     let terminal = Arc::new(Terminal { transcript: Mutex::new(Transcript::stdio()), silent: output.json });
     let job = Job {
         org: turn.claimed.lease.org.clone(),
-        input: turn.input(),
+        input: turn.input(files.attachments()),
         grant: turn.grant.clone(),
         directory,
         limits: Arc::new(GuestLimits::from(&limits)),
@@ -154,7 +161,7 @@ fn private_dir(path: &Path, limits: &Limits) -> Result<PrivateDir> {
 }
 
 /// The message, from where the arguments say, held against the gateway's bounds.
-fn message(args: &Args, limits: &Limits) -> Result<Content> {
+fn message(args: &Args, files: &Files, limits: &Limits) -> Result<Content> {
     let content = if let Some(text) = &args.message {
         Content::text(text)
     } else if let Some(path) = &args.input {
@@ -174,6 +181,7 @@ fn message(args: &Args, limits: &Limits) -> Result<Content> {
         std::io::stdin().lock().take(max).read_to_end(&mut bytes).context("cannot read stdin")?;
         Content::text(String::from_utf8(bytes).map_err(|_| CliError::usage("the message is not UTF-8"))?)
     };
+    let content = files.beside(content);
     let bounds = ContentLimits {
         text_bytes_max: limits.message_text_bytes_max,
         parts_max: limits.message_parts_max,
@@ -243,8 +251,8 @@ impl Turn {
         Ok(Turn { claimed, agent, grant })
     }
 
-    fn input(&self) -> Input {
-        input::of(self.claimed.clone(), &self.agent, Vec::new(), self.claimed.lease.deadline)
+    fn input(&self, attachments: Attachments) -> Input {
+        input::of(self.claimed.clone(), &self.agent, Vec::new(), attachments, self.claimed.lease.deadline)
     }
 
     /// The turn as `GET /v1/turns/{turn}` would show it.
@@ -358,13 +366,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state.json");
         std::fs::write(&path, "{}").unwrap();
-        let input = turn(Some(&StateFile::open(&path, 10).unwrap())).input();
+        let input = turn(Some(&StateFile::open(&path, 10).unwrap())).input(Attachments::default());
         let told: serde_json::Value = serde_json::from_slice(&(input.json.0)()).unwrap();
         assert_eq!(told["message"], json!({"text": "hi"}));
         assert_eq!(told["snapshot"]["worker"], "greeter");
         assert_eq!(told["environment"], json!({"A": "1"}));
         assert_eq!(input.snapshot.as_deref(), Some(&b"{}"[..]));
-        let told: serde_json::Value = serde_json::from_slice(&(turn(None).input().json.0)()).unwrap();
+        let told: serde_json::Value =
+            serde_json::from_slice(&(turn(None).input(Attachments::default()).json.0)()).unwrap();
         assert!(told["run_id"].is_null() && told["snapshot"].is_null());
     }
 

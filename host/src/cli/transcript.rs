@@ -178,6 +178,10 @@ pub fn content_text(reply: &Value) -> String {
                 let bytes = base64.trim_end_matches('=').len() * 3 / 4;
                 text.push_str(&format!("{}[{media_type}, {bytes} bytes]\n", separator(&text)));
             }
+            Part::Attachment { attachment_id, name } => {
+                let name = name.clone().unwrap_or_else(|| attachment_id.to_string());
+                text.push_str(&format!("{}[attachment {name}]\n", separator(&text)));
+            }
         }
     }
     text

@@ -59,6 +59,8 @@ rights! {
     Deploy = [DEPLOY];
     /// Sees which agents there are.
     SeeAgents = [TURNS, DEPLOY];
+    /// Uploads what messages refer to, and reads it.
+    Attach = [TURNS, INGEST];
     /// Hands in envelopes.
     Ingest = [INGEST];
     /// Sees what was done in the org, and by whom.

@@ -11,11 +11,12 @@ use serde::de::DeserializeOwned;
 
 use super::negotiate::content_type_is;
 use super::problem::{Code, Problem};
+use crate::attachment::Pieces;
 
 /// How long a client may take to send a JSON body.
 const JSON_BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a client may take to send a module.
+/// How long a client may take to send a module, or an attachment.
 const MODULE_BODY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How long it may send nothing of it. A body that trickles ends with its time; one that stands still need not be waited for so long.
@@ -92,6 +93,16 @@ pub async fn read_module(request: Request, bytes_max: usize) -> Result<Bytes, Pr
     read(&parts.headers, body, bytes_max, patience, Code::ModuleTooLarge).await
 }
 
+/// Reads an attachment of at most `bytes_max` bytes, and hashes it as it comes.
+pub async fn read_attachment(request: Request, bytes_max: usize) -> Result<Pieces, Problem> {
+    let (parts, body) = request.into_parts();
+    let patience = Patience { whole: MODULE_BODY_TIMEOUT, stall: STALL_TIMEOUT };
+    let mut pieces = Pieces::default();
+    let each = |frame: Bytes| pieces.push(&frame);
+    read_frames(&parts.headers, body, bytes_max, patience, Code::AttachmentTooLarge, each).await?;
+    Ok(pieces)
+}
+
 /// How long a body is waited for.
 #[derive(Debug, Clone, Copy)]
 struct Patience {
@@ -106,6 +117,20 @@ async fn read(
     patience: Patience,
     too_large: Code,
 ) -> Result<Bytes, Problem> {
+    let mut frames = Vec::<Bytes>::new();
+    read_frames(headers, body, bytes_max, patience, too_large, |frame| frames.push(frame)).await?;
+    // Most bodies are one frame, which is theirs as it came.
+    Ok(if frames.len() == 1 { frames.remove(0) } else { frames.concat().into() })
+}
+
+async fn read_frames(
+    headers: &HeaderMap,
+    body: Body,
+    bytes_max: usize,
+    patience: Patience,
+    too_large: Code,
+    mut each: impl FnMut(Bytes),
+) -> Result<(), Problem> {
     let over = || Problem::new(too_large, format!("the body is over this host's limit of {bytes_max} bytes"));
     let late = |what: &str, time: Duration| {
         Problem::new(Code::MalformedRequest, format!("{what} within {} s; send it again", time.as_secs_f32()))
@@ -116,13 +141,11 @@ async fn read(
         return Err(over());
     }
     let collected = async {
-        let (mut body, mut frames) = (Limited::new(body, bytes_max), Vec::<Bytes>::new());
+        let mut body = Limited::new(body, bytes_max);
         loop {
             match tokio::time::timeout(patience.stall, body.frame()).await {
-                // Most bodies are one frame, which is theirs as it came.
-                Ok(None) if frames.len() == 1 => return Ok(frames.remove(0)),
-                Ok(None) => return Ok(frames.concat().into()),
-                Ok(Some(Ok(frame))) => frames.extend(frame.into_data()),
+                Ok(None) => return Ok(()),
+                Ok(Some(Ok(frame))) => frame.into_data().into_iter().for_each(&mut each),
                 Ok(Some(Err(error))) if error.is::<LengthLimitError>() => return Err(over()),
                 Ok(Some(Err(_))) => {
                     return Err(Problem::new(Code::MalformedRequest, "the body broke off before its end"));

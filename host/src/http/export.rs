@@ -24,6 +24,7 @@ use super::params::Ids;
 use super::problem::{Code, Problem};
 use super::views::Stored;
 use crate::agent::Agent;
+use crate::attachment::{Attachment, AttachmentId};
 use crate::audit::{Act, AuditEntry, AuditFilter, AuditPlace, Verb};
 use crate::clock::Timestamp;
 use crate::host::Host;
@@ -86,8 +87,8 @@ impl Drop for Running {
 
 /// Export the org
 ///
-/// JSON lines, each an object with `kind`: `export` (the first), `org`, `agent`, `worker` (a version, without its module), `conversation`, `turn` (with
-/// message and reply), `snapshot` (without its bytes), `audit`, and `end` (the last, with how many lines came before it: without it the export is not
+/// JSON lines, each an object with `kind`: `export` (the first), `org`, `agent`, `worker` (a version, without its module), `conversation`, `attachment`
+/// (without its bytes: `GET /v1/attachments/{attachment}` has them), `turn` (with message and reply), `snapshot` (without its bytes), `audit`, and `end` (the last, with how many lines came before it: without it the export is not
 /// whole). No secret is in it: of an agent's environment there are the names. For the scope `admin`; it is written down in the audit.
 #[utoipa::path(get, path = "/v1/export", tag = "export",
     responses((status = 200, description = "All of the org", content_type = "application/x-ndjson", body = String,
@@ -161,6 +162,7 @@ enum Stage {
     Agents(Option<AgentId>),
     Workers(Option<WorkerName>),
     Conversations(Option<(AgentId, ConversationId)>),
+    Attachments(Option<AttachmentId>),
     Turns(Option<TurnId>, Option<i64>),
     Snapshots(Option<SnapshotPlace>),
     Audit(Option<AuditPlace>),
@@ -178,6 +180,7 @@ impl Export {
                 Stage::Agents(after) => self.agents(&mut page, after).await?,
                 Stage::Workers(after) => self.workers(&mut page, after).await?,
                 Stage::Conversations(after) => self.conversations(&mut page, after).await?,
+                Stage::Attachments(after) => self.attachments(&mut page, after).await?,
                 Stage::Turns(after, seq) => self.turns(&mut page, after, seq).await?,
                 Stage::Snapshots(after) => self.snapshots(&mut page, after).await?,
                 Stage::Audit(before) => self.audit(&mut page, before).await?,
@@ -258,7 +261,16 @@ impl Export {
         for conversation in found.items {
             self.line(page, "conversation", &conversation_line(conversation))?;
         }
-        Ok(if found.more { Stage::Conversations(last) } else { Stage::Turns(None, None) })
+        Ok(if found.more { Stage::Conversations(last) } else { Stage::Attachments(None) })
+    }
+
+    async fn attachments(&mut self, page: &mut BytesMut, after: Option<AttachmentId>) -> StoreResult<Stage> {
+        let found = self.host.store.org_attachments(&self.org, after, ROWS).await?;
+        let last = found.items.last().map(|attachment| attachment.id);
+        for Attachment { id, media_type, bytes } in found.items {
+            self.line(page, "attachment", &json!({"id": id, "media_type": media_type, "bytes": bytes}))?;
+        }
+        Ok(if found.more { Stage::Attachments(last) } else { Stage::Turns(None, None) })
     }
 
     async fn turns(&mut self, page: &mut BytesMut, after: Option<TurnId>, seq: Option<i64>) -> StoreResult<Stage> {

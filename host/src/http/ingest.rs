@@ -94,8 +94,10 @@ async fn ingest(State(gateway): State<Gateway>, may: May<Ingest>, request: Reque
         let detail = "an envelope is a run of its own and joins no other: send `on_busy` enqueue, reject or interrupt";
         return Err(Problem::new(Code::MalformedRequest, detail));
     }
+    let (message, attachments) = message::read(new.message, limits)?;
     let submission = Submission {
-        message: message::read(new.message, limits)?,
+        message,
+        attachments,
         sees_all: caller.scopes.include(Scopes::ADMIN),
         agent: AgentId::parse(&new.agent)?,
         session: Session::Envelope { run_id: optional(new.run_id.as_deref())?, org, conversation, mode: new.mode },

@@ -6,6 +6,7 @@ use serde_json::value::RawValue;
 
 use super::body::unknown_field;
 use super::problem::{Code, Problem};
+use crate::attachment::AttachmentId;
 use crate::content::{Content, ContentLimits, Part, PartsContent, TextContent};
 use crate::limits::Limits;
 
@@ -24,8 +25,9 @@ fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> R
     T::deserialize(deserializer).map(Some)
 }
 
-/// The message's bytes, on their own: a slice of the body would keep the connection's whole buffer for as long as the turn lives.
-pub fn read(raw: Option<&RawValue>, limits: &Limits) -> Result<Bytes, Problem> {
+/// The message's bytes, on their own: a slice of the body would keep the connection's whole buffer for as long as the turn lives. And what it
+/// refers to.
+pub fn read(raw: Option<&RawValue>, limits: &Limits) -> Result<(Bytes, Vec<AttachmentId>), Problem> {
     let raw = raw.ok_or_else(|| invalid("there is none; send {\"message\": {\"text\": …}}"))?;
     let message: RawMessage = serde_json::from_str(raw.get()).map_err(|error| {
         let text = error.to_string();
@@ -45,7 +47,7 @@ pub fn read(raw: Option<&RawValue>, limits: &Limits) -> Result<Bytes, Problem> {
         blob_bytes_max: limits.message_blob_bytes_max,
     };
     content.check(&limits).map_err(|error| invalid(&error.0))?;
-    Ok(Bytes::copy_from_slice(raw.get().as_bytes()))
+    Ok((Bytes::copy_from_slice(raw.get().as_bytes()), content.attachments()))
 }
 
 fn invalid(why: &str) -> Problem {
@@ -58,7 +60,9 @@ mod tests {
 
     fn check(message: &str) -> Result<Bytes, (Code, String)> {
         let raw: &RawValue = serde_json::from_str(message).unwrap();
-        read(Some(raw), &Limits::default()).map_err(|problem| (problem.code(), format!("{problem:?}")))
+        read(Some(raw), &Limits::default())
+            .map(|(message, _)| message)
+            .map_err(|problem| (problem.code(), format!("{problem:?}")))
     }
 
     #[test]

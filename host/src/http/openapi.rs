@@ -96,6 +96,7 @@ pub fn document() -> OpenApi {
         ("agents", "Named settings. Scope `deploy`; `allowed_hosts` and `default` need `admin`."),
         ("conversations", "Lines of turns. Scope `turns`."),
         ("turns", "One message in, one terminal event out. Scope `turns`."),
+        ("attachments", "Files that messages refer to. Scope `turns` or `ingest`."),
         ("ingest", "For platform adapters. Scope `ingest`."),
         ("export", "All of an org, as JSON lines. Scope `admin`."),
         ("audit", "Who did what to which resource. Scope `admin`."),
@@ -173,15 +174,22 @@ fn complete(operation: &mut Operation, method: &str) {
     }
     if !public {
         let tag = operation.tags.as_ref().and_then(|tags| tags.first());
-        if method != "put" && tag.is_some_and(|tag| tag == "turns" || tag == "conversations") {
+        let of_members = ["turns", "conversations", "attachments"];
+        if method != "put" && tag.is_some_and(|tag| of_members.contains(&tag.as_str())) {
             let user = Ref::from_schema_name(UserId::name());
             parameters.push(query("user", user, "As this user; needs the scope `act_as`."));
         }
     }
-    if id == "put_worker" {
+    if matches!(id.as_str(), "put_worker" | "create_attachment") {
         let Some(RefOr::T(body)) = operation.request_body.as_mut() else { unreachable!("bodies are written in place") };
         // Bytes, which OpenAPI 3.1 says by saying nothing of their shape.
-        body.content.insert("application/wasm".to_owned(), ContentBuilder::new().build().into());
+        body.content.values_mut().for_each(|content| *content = ContentBuilder::new().build().into());
+    }
+    if id == "get_attachment" {
+        let Some(RefOr::T(ok)) = operation.responses.responses.get_mut("200") else {
+            unreachable!("it is written in place")
+        };
+        ok.content = [("*/*".to_owned(), ContentBuilder::new().build().into())].into_iter().collect();
     }
     for parameter in operation.parameters.iter_mut().flatten() {
         let RefOr::T(Parameter { schema: Some(RefOr::T(Schema::Object(object))), .. }) = parameter else { continue };
@@ -271,6 +279,7 @@ fn codes(operation: &str, public: bool) -> Vec<Code> {
             BodyTooLarge,
             UnsupportedMediaType,
             IdempotencyMismatch,
+            AttachmentNotFound,
             ConversationQueueFull,
             OrgQueueFull,
             TooManyStreams,
@@ -287,11 +296,13 @@ fn codes(operation: &str, public: bool) -> Vec<Code> {
             BodyTooLarge,
             UnsupportedMediaType,
             IdempotencyMismatch,
+            AttachmentNotFound,
             ConversationQueueFull,
             OrgQueueFull,
             HostQueueFull,
             Draining,
         ],
+        "create_attachment" => &[AttachmentTooLarge, UnsupportedMediaType, TooManyStreams, QuotaExhausted],
         "create_ticket" => &[TurnEnded],
         "stream_events" => &[InvalidCursor, NotAcceptable, TooManyStreams],
         "export_org" | "export_conversation" => &[TooManyStreams],
@@ -343,6 +354,8 @@ mod tests {
         ("/v1/agents/{agent}/conversations/{conversation}/messages", &["get"]),
         ("/v1/agents/{agent}/conversations/{conversation}/snapshot", &["delete"]),
         ("/v1/agents/{agent}/conversations/{conversation}/turns", &["get", "post"]),
+        ("/v1/attachments", &["post"]),
+        ("/v1/attachments/{attachment}", &["get"]),
         ("/v1/audit", &["get"]),
         ("/v1/conversations", &["post"]),
         ("/v1/export", &["get"]),

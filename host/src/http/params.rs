@@ -4,6 +4,7 @@ use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
 
 use super::problem::{Code, Problem};
+use crate::attachment::AttachmentId;
 use crate::ids::{AgentId, ConversationId, InvalidId, TurnId, WorkerName};
 
 /// The ids of a path.
@@ -41,6 +42,12 @@ impl FromPath for AgentId {
 impl FromPath for WorkerName {
     fn from_path(params: &RawPathParams) -> Result<Self, Problem> {
         param(params, "worker")
+    }
+}
+
+impl FromPath for AttachmentId {
+    fn from_path(params: &RawPathParams) -> Result<Self, Problem> {
+        param(params, "attachment")
     }
 }
 

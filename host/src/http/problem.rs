@@ -85,6 +85,8 @@ codes! {
     TurnEnded = 409 "turn_ended";
     /// The request is over `request_body_bytes_max`.
     BodyTooLarge = 413 "body_too_large";
+    /// The attachment is over `attachment_bytes_max`.
+    AttachmentTooLarge = 413 "attachment_too_large";
     /// The module is over `module_bytes_max`.
     ModuleTooLarge = 413 "module_too_large";
     /// Path and query are over `url_bytes_max`.
@@ -93,6 +95,8 @@ codes! {
     UnsupportedMediaType = 415 "unsupported_media_type";
     /// The key was used with another body.
     IdempotencyMismatch = 422 "idempotency_mismatch";
+    /// The message refers to an attachment that is not there, or not the caller's to use.
+    AttachmentNotFound = 422 "attachment_not_found";
     /// No WebAssembly module that this host can run.
     ModuleInvalid = 422 "module_invalid";
     /// A library or a reactor: no WASI command. (A component is no module at all: `module_invalid`.)
@@ -310,6 +314,9 @@ impl From<SubmitError> for Problem {
         match error {
             SubmitError::Refused(refusal) => refusal.into(),
             SubmitError::NoSuchAgent => Problem::not_found("agent"),
+            SubmitError::AttachmentsTooLarge { .. } => {
+                Problem::new(Code::InvalidMessage, format!("{error}; send them in several messages"))
+            }
             SubmitError::NoFileMode => Problem::new(Code::InvalidSetting, NO_FILE_MODE),
             SubmitError::Draining => {
                 Problem::new(Code::Draining, "this host is stopping and takes no new turns; nothing was accepted, try again")
@@ -332,6 +339,10 @@ impl From<Refusal> for Problem {
             Refusal::IdempotencyMismatch => Problem::new(
                 Code::IdempotencyMismatch,
                 "this Idempotency-Key came with another body before; send the same body, or a new key",
+            ),
+            Refusal::AttachmentNotFound => Problem::new(
+                Code::AttachmentNotFound,
+                "the message refers to an attachment that is not there; upload it (`POST /v1/attachments`), and send the message with the id that it gets",
             ),
             Refusal::ConversationBusy { active } => Problem::new(
                 Code::ConversationBusy,

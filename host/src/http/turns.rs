@@ -91,8 +91,10 @@ async fn submit_turn(
     let body = JsonBytes::read(&parts.headers, body, limits.request_body_bytes_max).await?;
     let new: NewTurn<'_> = body.parse(Code::MalformedRequest)?;
     let caller = may.acting_for(new.user.as_deref())?;
+    let (message, attachments) = message::read(new.message, limits)?;
     let submission = Submission {
-        message: message::read(new.message, limits)?,
+        message,
+        attachments,
         sees_all: caller.scopes.include(Scopes::ADMIN),
         org: caller.org.clone(),
         user: caller.user.clone(),

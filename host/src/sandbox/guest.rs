@@ -12,6 +12,7 @@ use wasmtime::ModuleExport;
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{WasiCtxBuilder, WasiView as _};
 
+use super::attachments::{Attachments, Reading};
 use super::limiter::Limiter;
 use super::operations::{Operations, Registry};
 use super::outcome::End;
@@ -53,6 +54,7 @@ pub(super) struct Guest {
     pub(super) memory: Option<ModuleExport>,
     pub(super) registry: Arc<Registry>,
     pub(super) input: GuestInput,
+    pub(super) attachments: Reading,
     pub(super) grant: Grant,
     pub(super) directory: Option<PrivateDir>,
     pub(super) limits: Arc<GuestLimits>,
@@ -110,6 +112,7 @@ impl Guest {
                 snapshot: if matches!(grant, Grant::Shared(_)) { input.snapshot } else { None },
                 dry_run: input.dry_run,
             },
+            attachments: Reading::new(input.attachments, limits.attachment_read_bytes_max, limits.operation_timeout_ms),
             grant,
             directory,
             limiter: Limiter::new(shared.control.clone(), limits.memory_bytes_max, limits.table_elements_max),
@@ -132,6 +135,7 @@ impl Guest {
                 environment: Vec::new(),
                 arguments: Vec::new(),
                 dry_run: true,
+                attachments: Attachments::default(),
             },
             grant: Grant::Private,
             directory: None,

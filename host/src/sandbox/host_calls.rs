@@ -2,8 +2,9 @@
 //!
 //! Guest input is hostile: every pointer and length is checked in 64 bits against the memory as it is now, nothing is allocated before it is
 //! bounded, and no view of the memory lives across an await. Host functions run on what the guest's native stack has left: no recursion, no
-//! big arrays. `input.rs`, `speak.rs` and `operate.rs` hold the functions.
+//! big arrays. `input.rs`, `attachments.rs`, `speak.rs` and `operate.rs` hold the functions.
 
+mod attachments;
 mod input;
 mod operate;
 mod speak;
@@ -23,7 +24,7 @@ pub(super) const MODULE: &str = "turnhouse_v1";
 pub(super) const SPEAKING: [&str; 2] = ["emit", "reply"];
 
 /// Functions are only ever added; this counts how often.
-const ABI_REVISION: i32 = 1;
+const ABI_REVISION: i32 = 2;
 
 /// WASI preview 1's numbers; a guest sees them negative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +85,7 @@ fn answer(answer: Answer) -> wasmtime::Result<i32> {
 /// Adds `turnhouse_v1`, and corrects two functions of WASI.
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     input::add_to_linker(linker)?;
+    attachments::add_to_linker(linker)?;
     speak::add_to_linker(linker)?;
     operate::add_to_linker(linker)?;
     linker.func_wrap(MODULE, "abi_revision", |mut caller: Caller<'_, Guest>| -> wasmtime::Result<i32> {

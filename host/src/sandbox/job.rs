@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
+use super::attachments::Attachments;
 use super::control::Control;
 use super::private_dir::PrivateDir;
 use crate::content::Content;
@@ -34,6 +35,8 @@ pub struct GuestLimits {
     pub host_calls_max: u64,
     /// Random bytes of one call.
     pub random_bytes_max: u64,
+    /// What it may have read of its attachments.
+    pub attachment_read_bytes_max: u64,
     /// Open file descriptors.
     pub fds_max: usize,
     /// One snapshot.
@@ -64,6 +67,7 @@ impl From<&Limits> for GuestLimits {
             emit_events_max: limits.emit_events_max,
             host_calls_max: limits.host_calls_max,
             random_bytes_max: limits.random_bytes_max,
+            attachment_read_bytes_max: limits.attachment_read_bytes_max,
             fds_max: limits.fds_max,
             snapshot_bytes_max: limits.snapshot_bytes_max,
             operations_max: limits.operations_max,
@@ -91,6 +95,8 @@ pub struct Input {
     pub arguments: Vec<String>,
     /// `dry_run`: operations of class `effect` answer `{"dry_run": true}`.
     pub dry_run: bool,
+    /// What `attachment_read` copies.
+    pub attachments: Attachments,
 }
 
 /// Makes the input's JSON when it is first asked for.

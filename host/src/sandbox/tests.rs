@@ -1,5 +1,6 @@
 //! Small guests in text form, one behaviour each, and what becomes of them.
 
+mod attachments;
 mod cache;
 mod calls;
 mod canaries;
@@ -76,6 +77,7 @@ struct Turn {
     grant: Grant,
     directory: Option<PrivateDir>,
     dry_run: bool,
+    attachments: Attachments,
     turn_timeout_ms: u64,
     idle_timeout_ms: u64,
     cpu_timeout_ms: u64,
@@ -109,6 +111,7 @@ impl Turn {
             grant: shared(),
             directory: None,
             dry_run: false,
+            attachments: Attachments::default(),
             turn_timeout_ms: 20_000,
             idle_timeout_ms: 20_000,
             cpu_timeout_ms: 10_000,
@@ -138,6 +141,7 @@ impl Turn {
                 environment: vec![("TURNHOUSE_TURN_ID".to_owned(), "t".to_owned())],
                 arguments: vec!["worker".to_owned()],
                 dry_run: self.dry_run,
+                attachments: self.attachments,
             },
             grant: self.grant,
             directory: self.directory,

@@ -16,6 +16,7 @@ use crate::ids::RunId;
 use crate::lease::Epoch;
 use crate::turn::{CancelledBy, Failure, Outcome, TurnState, Usage};
 
+pub(super) mod attachments;
 pub(super) mod audit;
 pub(super) mod catalog;
 pub(super) mod model;
@@ -59,6 +60,11 @@ macro_rules! rules {
             tenants: [
                 o1_the_same_names_in_two_orgs_never_meet, o2_anothers_conversation_is_not_found, an_admin_sees_every_conversation,
                 deleting_one_conversation_leaves_its_neighbours,
+            ]
+            attachments: [
+                o1_the_same_bytes_in_two_orgs_are_two, o2_an_attachment_is_whose_it_is, an_attachment_is_its_bytes_in_pieces,
+                what_a_turn_refers_to_stays_and_goes_with_it, an_upload_that_nothing_refers_to_goes, an_attachment_that_is_gone_is_not_referred_to,
+                an_org_has_room_for_so_many_bytes, s8_attachments_go_with_their_conversation, a_message_that_joins_brings_its_attachments,
             ]
             catalog: [
                 workers_have_versions_by_their_bytes, old_versions_go_and_used_ones_stay, a_used_worker_is_not_deleted,
@@ -162,6 +168,7 @@ pub(super) fn message(conversation_id: &str) -> Accept {
         user: user("ann"),
         sees_all: false,
         message: Bytes::from_static(br#"{"text":"hi"}"#),
+        attachments: Vec::new(),
         dry_run: false,
         key: None,
         on_busy: OnBusy::Enqueue,

@@ -19,6 +19,7 @@ use self::open::{MIGRATIONS, attempt, check_server, connect, migrate, read_url};
 use super::Result;
 use crate::clock::Timestamp;
 
+mod attachments;
 mod audit;
 mod catalog;
 mod conversations;

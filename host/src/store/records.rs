@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::admission::{OnBusy, QueueBounds, Refusal};
 use crate::agent::Agent;
+use crate::attachment::Attachment;
 use crate::caller::Scopes;
 use crate::clock::Timestamp;
 use crate::content::Joinable;
@@ -78,6 +79,8 @@ pub struct Accept {
     pub sees_all: bool,
     /// The message as JSON ([`crate::content::Content`]).
     pub message: Bytes,
+    /// What it refers to, as the submitter was found to have it, each once.
+    pub attachments: Vec<Attachment>,
     /// Operations with outside effects are skipped.
     pub dry_run: bool,
     /// `Idempotency-Key` and the SHA-256 of the raw body.
@@ -712,6 +715,19 @@ pub enum Deleted {
     NotFound,
     /// This still uses it.
     InUse(String),
+}
+
+/// What became of [`Store::put_attachment`](super::Store::put_attachment).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PutAttachment {
+    /// The member did not have it.
+    Created(Timestamp),
+    /// The member had uploaded it already. It is kept for as long as a new one.
+    Existing(Timestamp),
+    /// The org has as many bytes as it may.
+    Full,
+    /// The org is going, or gone: nothing may be left behind in it.
+    NoOrg,
 }
 
 /// What became of [`Store::put_worker`](super::Store::put_worker).

@@ -19,6 +19,7 @@ use super::{Result, StoreError};
 use crate::clock::Timestamp;
 
 mod accept;
+mod attachments;
 mod audit;
 mod catalog;
 mod checkpoint;

@@ -41,6 +41,7 @@ pub mod turnhouse {
             fn error_read(handle, ptr, cap);
             fn wait(handles_ptr, count, timeout_ms);
             fn close(handle);
+            fn attachment_read(id_ptr, id_len, offset, ptr, cap);
         }
     }
 }

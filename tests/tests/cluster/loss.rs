@@ -208,6 +208,26 @@ async fn r4_a_store_that_goes_away_loses_nothing_and_clients_are_told_to_come_ba
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r4_a_worker_that_reads_an_attachment_waits_for_a_store_that_is_away() {
+    let cluster = Cluster::start(1).await;
+    let ann = cluster.member("acme", "ann", "admin").await;
+    ann.deploy("attachment").await;
+    let file = ann.attach("text/plain", "one two three").await;
+    let parts =
+        json!([{"type": "text", "text": "after 600"}, {"type": "attachment", "attachment_id": file, "name": "a"}]);
+    let (status, body) = ann.submit("attachment", "c-1", json!({ "message": { "parts": parts } })).await;
+    assert_eq!(status, 202, "{body}");
+    let turn = ann.turn(body["turn_id"].as_str().expect("its id"));
+    turn.events(None).await.until("operation.started").await;
+    cluster.network(0, Network::Cut);
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    cluster.network(0, Network::Fine);
+    assert_eq!(turn.completed().await, "a: text/plain, 13 bytes, 3 words\n");
+    assert_eq!(turn.get().await["attempt"], 1);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r3_clocks_ten_minutes_apart_change_nothing() {
     const MINUTES_10: i64 = 600_000;
     for tells_time in [true, false] {

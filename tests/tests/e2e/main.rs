@@ -1,5 +1,6 @@
 //! A whole host in process, on either store, through its HTTP API. Tests are named for the invariants that they show.
 
+mod attachments;
 mod audit;
 mod chaos;
 mod conversations;

@@ -32,6 +32,11 @@ const LINKS: &[Links] = &[
         parameters: &[("agent", "$response.body#/agent_id"), ("conversation", "$response.body#/id")],
     },
     Links {
+        from: &[("create_attachment", "201"), ("create_attachment", "200")],
+        to: &["get_attachment"],
+        parameters: &[("attachment", "$response.body#/id")],
+    },
+    Links {
         from: &[("put_agent", "201"), ("put_agent", "200")],
         to: &["get_agent", "list_conversations", "delete_agent"],
         parameters: &[("agent", "$response.body#/id")],

@@ -106,6 +106,9 @@ fn reply(caller: &mut Caller<'_, Guest>, ptr: u32, len: u32) -> Answer {
         return Err(Errno::TooBig.into());
     }
     let content: Content = serde_json::from_str(json).map_err(|_| Errno::Inval)?;
+    if !content.attachments().is_empty() {
+        return Err(Errno::Inval.into());
+    }
     let bounds =
         ContentLimits { text_bytes_max: usize::MAX, parts_max: REPLY_PARTS_MAX, blob_bytes_max: reply_bytes_max };
     let bytes = content_bytes(&content);
@@ -133,6 +136,7 @@ fn content_bytes(content: &Content) -> usize {
                 Part::Text { text } => text.len(),
                 Part::Json { data } => data.to_string().len(),
                 Part::Blob { media_type, base64 } => media_type.len() + base64.len(),
+                Part::Attachment { .. } => 0,
             })
             .sum(),
     }

@@ -10,6 +10,7 @@ fn parameters(function: &str) -> usize {
         "input_read" | "message_read" | "snapshot_read" | "snapshot_write" | "reply" => 2,
         "log" | "error_read" | "wait" => 3,
         "emit" | "call" | "recv" => 4,
+        "attachment_read" => 5,
         other => panic!("{other} is no function"),
     }
 }
@@ -97,9 +98,11 @@ fn every_pointer_of_every_function_is_checked() {
                 ("call", &[16, 9, ptr, len]),
                 ("recv", &[1, ptr, len, 0]),
                 ("error_read", &[1, ptr, len]),
+                ("attachment_read", &[ptr, len, 0, 0, 1]),
+                ("attachment_read", &[0, 6, 0, ptr, len]),
             ],
         );
-        assert_eq!(answers, [FAULT; 14], "({ptr}, {len})");
+        assert_eq!(answers, [FAULT; 16], "({ptr}, {len})");
         assert!(ended.events.is_empty() && ended.finished.snapshot.is_none());
         assert_eq!(ended.code(), FailureCode::NoReply);
     }

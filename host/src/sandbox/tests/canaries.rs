@@ -133,6 +133,7 @@ fn begin(sandbox: &Arc<Sandbox>, wat: &str) -> Begun {
             environment: Vec::new(),
             arguments: Vec::new(),
             dry_run: false,
+            attachments: Attachments::default(),
         },
         grant: Grant::Private,
         limits: Arc::new(GuestLimits::from(&sandbox.limits)),

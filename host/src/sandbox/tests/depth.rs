@@ -17,6 +17,7 @@ const IMPORTS: &str = r#"
     (import "turnhouse_v1" "error_read" (func $error (param i32 i32 i32) (result i32)))
     (import "turnhouse_v1" "wait" (func $wait (param i32 i32 i32) (result i32)))
     (import "turnhouse_v1" "close" (func $close (param i32) (result i32)))
+    (import "turnhouse_v1" "attachment_read" (func $attachment (param i32 i32 i32 i32 i32) (result i32)))
     (import "wasi_snapshot_preview1" "args_get" (func $args (param i32 i32) (result i32)))
     (import "wasi_snapshot_preview1" "environ_get" (func $environ (param i32 i32) (result i32)))
     (import "wasi_snapshot_preview1" "clock_time_get" (func $clock (param i32 i64 i32) (result i32)))
@@ -41,7 +42,7 @@ fn guest(depth: u32) -> String {
     let data = |at: u32, text: &str| format!(r#"(data (i32.const {at}) "{}")"#, text.replace('"', "\\22"));
     format!(
         r#"(module {IMPORTS} (memory (export "memory") 2)
-        {} {} {} {} {} {}
+        {} {} {} {} {} {} {}
         (func $all (local $h i32)
           (drop (call $abi)) (drop (call $input (i32.const 60000) (i32.const 100))) (drop (call $message (i32.const 60000) (i32.const 100)))
           (drop (call $read (i32.const 60000) (i32.const 100))) (drop (call $write (i32.const 60000) (i32.const 100)))
@@ -57,6 +58,7 @@ fn guest(depth: u32) -> String {
           (if (i32.ne (call $recv (local.get $h) (i32.const 60100) (i32.const 100) (i32.const -1)) (i32.const -29)) (then (unreachable)))
           (if (i32.lt_s (call $error (local.get $h) (i32.const 60100) (i32.const 100)) (i32.const 0)) (then (unreachable)))
           (if (call $close (local.get $h)) (then (unreachable)))
+          (if (i32.ne (call $attachment (i32.const 40000) (i32.const 71) (i32.const 0) (i32.const 60100) (i32.const 100)) (i32.const 5)) (then (unreachable)))
           (drop (call $args (i32.const 61000) (i32.const 61100))) (drop (call $environ (i32.const 61000) (i32.const 61100)))
           (drop (call $clock (i32.const 0) (i64.const 1) (i32.const 61000)))
           (i32.store (i32.const 60000) (i32.const 1000)) (i32.store (i32.const 60004) (i32.const 20))
@@ -80,6 +82,7 @@ fn guest(depth: u32) -> String {
         data(1000, &accepted),
         data(2000, &refused),
         data(20_000, &emitted),
+        data(40_000, &attachments::one().0.to_string()),
         emitted_len = emitted.len(),
         refused_len = refused.len(),
         accepted_len = accepted.len(),
@@ -89,7 +92,8 @@ fn guest(depth: u32) -> String {
 
 #[test]
 fn every_host_call_works_with_as_little_stack_as_a_guest_can_leave() {
-    let runs = |depth| match Turn::new().run(&guest(depth)).finished.reply {
+    let turn = || Turn { attachments: attachments::one().1, ..Turn::new() };
+    let runs = |depth| match turn().run(&guest(depth)).finished.reply {
         Ok(reply) => {
             assert_eq!(reply.content.joined_text(), "deep");
             true

@@ -259,6 +259,7 @@ impl Protocol {
         let facts = Facts {
             joins: open.map(|(turn, _)| *turn),
             foreign: false,
+            attachment_missing: false,
             keyed: key.as_ref().and_then(|(key, hash)| self.keys.get(key).map(|(known, turn)| (*turn, known == hash))),
             lane_live: live.len(),
             lane_active: active.map(|(turn, _)| *turn),
@@ -638,6 +639,7 @@ impl<'w> Run<'w> {
             user: user("ann"),
             sees_all: false,
             message: Bytes::from_static(br#"{"text":"hi"}"#),
+            attachments: Vec::new(),
             dry_run: false,
             // Some keys come again with another body.
             key: key.map(|key| (format!("k-{}", key / 2), [key; 32])),

@@ -30,6 +30,16 @@ SELECT digest FROM modules WHERE org_id = $1";
 DELETE FROM turn_events WHERE org_id = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM turn_events WHERE org_id = $1 LIMIT $2))";
     ERASE_TURNS = "-- erase_turns
 DELETE FROM turns WHERE org_id = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM turns WHERE org_id = $1 LIMIT $2))";
+    ERASE_ATTACHMENT_REFS = "-- erase_attachment_refs
+DELETE FROM attachment_refs WHERE org_id = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM attachment_refs WHERE org_id = $1 LIMIT $2))";
+    ERASE_ATTACHMENT_UPLOADS = "-- erase_attachment_uploads
+DELETE FROM attachment_uploads WHERE org_id = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM attachment_uploads WHERE org_id = $1 LIMIT $2))";
+    ERASE_ATTACHMENT_PIECES = "-- erase_attachment_pieces
+DELETE FROM attachment_pieces WHERE org_id = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM attachment_pieces WHERE org_id = $1 LIMIT $2))";
+    ERASE_ATTACHMENTS = "-- erase_attachments
+DELETE FROM attachments WHERE org_id = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM attachments WHERE org_id = $1 LIMIT $2))";
+    ERASE_ATTACHMENTS_RELEASED = "-- erase_attachments_released
+DELETE FROM attachments_released WHERE org_id = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM attachments_released WHERE org_id = $1 LIMIT $2))";
     ERASE_SNAPSHOTS = "-- erase_snapshots
 DELETE FROM snapshots WHERE org_id = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM snapshots WHERE org_id = $1 LIMIT $2))";
     ERASE_IDEMPOTENCY_KEYS = "-- erase_idempotency_keys
@@ -58,6 +68,11 @@ DELETE FROM org_load WHERE org_id = $1";
 const ERASE: &[&str] = &[
     ERASE_TURN_EVENTS,
     ERASE_TURNS,
+    ERASE_ATTACHMENT_REFS,
+    ERASE_ATTACHMENT_UPLOADS,
+    ERASE_ATTACHMENT_PIECES,
+    ERASE_ATTACHMENTS,
+    ERASE_ATTACHMENTS_RELEASED,
     ERASE_SNAPSHOTS,
     ERASE_IDEMPOTENCY_KEYS,
     ERASE_CONVERSATION_NOTES,
@@ -107,8 +122,12 @@ impl PostgresStore {
             return Ok(Erased::Not);
         }
         for statement in ERASE {
-            // A module's bytes are megabytes.
-            let rows = if *statement == ERASE_MODULES { 4 } else { rows_max(limit) };
+            let rows = match *statement {
+                // A module's bytes are megabytes, a piece of an attachment a quarter of one.
+                ERASE_MODULES => 4,
+                ERASE_ATTACHMENT_PIECES => 32,
+                _ => rows_max(limit),
+            };
             let gone = self.change(self.query(statement).bind(id).bind(rows)).await?;
             if gone > 0 {
                 return Ok(Erased::Rows(usize::try_from(gone).unwrap_or(usize::MAX)));

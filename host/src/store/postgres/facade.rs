@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::catalog::Upload;
 use super::{Clock, PostgresStore, hints, millis};
 use crate::agent::{Agent, AgentSettings};
+use crate::attachment::{Attachment, AttachmentId};
 use crate::audit::{Act, Actor, AuditEntry, AuditFilter, AuditPlace};
 use crate::caller::Owned;
 use crate::clock::Timestamp;
@@ -18,8 +19,9 @@ use crate::lease::Lease;
 use crate::notes::NotesChange;
 use crate::store::{
     Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, Hint, KeyRecord, LiveCounts,
-    OrgRecord, Page, Progress, Provisioned, PutAgent, PutWorker, Result, Retained, Retention, SnapshotPlace,
-    SnapshotRecord, Starter, Store, StoreStatus, SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
+    OrgRecord, Page, Progress, Provisioned, PutAgent, PutAttachment, PutWorker, Result, Retained, Retention,
+    SnapshotPlace, SnapshotRecord, Starter, Store, StoreStatus, SweepFindings, TicketKey, TurnRecord, WorkerVersion,
+    Write, Written,
 };
 
 statements! {
@@ -230,6 +232,43 @@ impl Store for PostgresStore {
         limit: usize,
     ) -> Result<Page<SnapshotRecord>> {
         self.read_snapshots(org, among, after, limit).await
+    }
+
+    async fn put_attachment(
+        &self,
+        org: &OrgId,
+        user: &UserId,
+        attachment: &Attachment,
+        pieces: Vec<Bytes>,
+        org_bytes_max: u64,
+        now: Timestamp,
+    ) -> Result<PutAttachment> {
+        self.write_attachment(org, user, attachment, &pieces, org_bytes_max, now).await
+    }
+
+    async fn attachments(&self, org: &OrgId, user: Option<&UserId>, ids: &[AttachmentId]) -> Result<Vec<Attachment>> {
+        self.read_attachments(org, user, ids).await
+    }
+
+    async fn attachments_of(&self, org: &OrgId, turns: &[TurnId]) -> Result<Vec<Attachment>> {
+        self.read_attachments_of(org, turns).await
+    }
+
+    async fn org_attachments(
+        &self,
+        org: &OrgId,
+        after: Option<AttachmentId>,
+        limit: usize,
+    ) -> Result<Page<Attachment>> {
+        self.read_org_attachments(org, after, limit).await
+    }
+
+    async fn attachment_piece(&self, org: &OrgId, id: AttachmentId, piece: u32) -> Result<Option<Bytes>> {
+        self.read_piece(org, id, piece).await
+    }
+
+    async fn sweep_attachments(&self, before: Timestamp, limit: usize) -> Result<usize> {
+        self.drop_attachments(before, limit).await
     }
 
     async fn put_worker(

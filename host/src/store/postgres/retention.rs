@@ -17,6 +17,7 @@ WITH old AS MATERIALIZED (
   SELECT t.turn_id, t.agent_id, t.conversation_id, t.run_id FROM turns t
    WHERE t.org_id = $1 AND t.turn_id < $2 AND t.outcome IS NOT NULL ORDER BY t.turn_id LIMIT $3 FOR UPDATE SKIP LOCKED),
 events AS (DELETE FROM turn_events e USING old o WHERE e.org_id = $1 AND e.turn_id = o.turn_id),
+files AS (DELETE FROM attachment_refs f USING old o WHERE f.org_id = $1 AND f.turn_id = o.turn_id),
 states AS (DELETE FROM snapshots s USING old o
   WHERE s.org_id = $1 AND s.run_id = o.run_id AND s.agent_id = o.agent_id AND s.conversation_id = o.conversation_id AND s.body IS NULL)
 DELETE FROM turns t USING old o WHERE t.org_id = $1 AND t.turn_id = o.turn_id";

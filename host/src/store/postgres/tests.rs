@@ -191,6 +191,25 @@ pub(super) async fn check_database(database: &Database) {
             "an idempotency key leads to its turn",
             "SELECT 1 FROM idempotency_keys k LEFT JOIN turns t USING (org_id, turn_id) WHERE t.turn_id IS NULL",
         ),
+        (
+            "an attachment is referred to by turns and has all its bytes",
+            "SELECT 1 FROM attachment_refs r LEFT JOIN turns t USING (org_id, turn_id) LEFT JOIN attachments a USING (org_id, digest)
+              WHERE t.turn_id IS NULL OR t.user_id <> r.user_id OR a.digest IS NULL
+             UNION ALL
+             SELECT 1 FROM attachments a WHERE a.bytes <> (
+               SELECT coalesce(sum(length(p.body)), 0) FROM attachment_pieces p WHERE p.org_id = a.org_id AND p.digest = a.digest)
+             UNION ALL
+             SELECT 1 FROM attachment_pieces p LEFT JOIN attachments a USING (org_id, digest) WHERE a.digest IS NULL",
+        ),
+        (
+            "an attachment that nothing refers to is the sweep's",
+            "SELECT 1 FROM attachments a
+              WHERE NOT EXISTS (SELECT 1 FROM attachment_refs r WHERE r.org_id = a.org_id AND r.digest = a.digest)
+                AND NOT EXISTS (SELECT 1 FROM attachment_uploads u WHERE u.org_id = a.org_id AND u.digest = a.digest)
+                AND NOT EXISTS (SELECT 1 FROM attachments_released l WHERE l.org_id = a.org_id AND l.digest = a.digest)
+             UNION ALL
+             SELECT 1 FROM attachment_uploads u LEFT JOIN attachments a USING (org_id, digest) WHERE a.digest IS NULL",
+        ),
         ("nothing refused runs", "SELECT 1 FROM turn_markers WHERE state = 'running' AND refusal IS NOT NULL"),
         (
             "an org's load is its markers",
@@ -782,6 +801,7 @@ async fn what_was_done_is_not_rewritten() {
 #[tokio::test]
 async fn every_statement_says_its_name() {
     for (name, sql) in [
+        attachments::STATEMENTS,
         audit::STATEMENTS,
         catalog::STATEMENTS,
         conversations::STATEMENTS,

@@ -122,6 +122,7 @@ impl Host {
             user: user("ann"),
             sees_all: true,
             message: bytes::Bytes::from_static(br#"{"text":"hi"}"#),
+            attachments: Vec::new(),
             dry_run: false,
             key: None,
             on_busy: if self.chance(3) { OnBusy::Interrupt } else { OnBusy::Enqueue },

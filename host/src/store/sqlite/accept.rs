@@ -112,6 +112,7 @@ impl Tx<'_> {
                 .as_ref()
                 .is_some_and(|lane| !lane.deleted && lane.user != accept.user.as_str() && !accept.sees_all),
             keyed,
+            attachment_missing: self.misses_attachment(accept)?,
             lane_live: 0,
             lane_active: None,
             joins: None,
@@ -138,6 +139,7 @@ impl Tx<'_> {
             Ok(Decision::Join(turn)) => {
                 let (_, message) = open.expect("it was found");
                 self.join(accept, turn, &message)?;
+                self.refer(accept, turn, user.as_str())?;
                 return Ok(AcceptResult::Joined(turn));
             }
             Ok(Decision::Accept { interrupt }) => interrupt,
@@ -205,6 +207,7 @@ impl Tx<'_> {
             head_run = self.take_place(accept, conversation, lane.as_ref(), seq)?;
         }
         self.remember_key(accept, turn)?;
+        self.refer(accept, turn, user.as_str())?;
         self.conn.prepare_cached(ACCEPT_MARKER)?.execute(params![
             org.as_str(),
             turn.as_bytes(),

@@ -8,6 +8,7 @@ use sqlx::sqlite::SqliteRow;
 use uuid::Uuid;
 
 use super::SqliteStore;
+use super::attachments::{DELETE_REFS, DELETE_UPLOADS};
 use super::reads::{id, one_more, page, uuid};
 use super::writer::{Fault, Tried, Tx};
 use crate::caller::Owned;
@@ -168,7 +169,9 @@ impl Tx<'_> {
             let end = self.end(&super::commit::Ending::of(org, turn, &outcome))?;
             ended.push(end.ok_or_else(|| Fault::Corrupt(format!("live turn {turn} could not be ended")))?);
         }
-        for statement in [DELETE_EVENTS, DELETE_TURNS, DELETE_SNAPSHOTS, DELETE_KEYS, DELETE_NOTES] {
+        for statement in
+            [DELETE_EVENTS, DELETE_UPLOADS, DELETE_REFS, DELETE_TURNS, DELETE_SNAPSHOTS, DELETE_KEYS, DELETE_NOTES]
+        {
             self.conn.prepare_cached(statement)?.execute(key)?;
         }
         self.chain_anew(org, agent, conversation, Some(self.now))?;

@@ -30,6 +30,16 @@ SELECT digest FROM modules WHERE org_id = ?1";
 DELETE FROM turn_events WHERE org_id = ?1 AND (turn_id, epoch, first_seq) IN (SELECT turn_id, epoch, first_seq FROM turn_events WHERE org_id = ?1 LIMIT ?2)";
     ERASE_TURNS = "-- erase_turns
 DELETE FROM turns WHERE org_id = ?1 AND turn_id IN (SELECT turn_id FROM turns WHERE org_id = ?1 LIMIT ?2)";
+    ERASE_ATTACHMENT_REFS = "-- erase_attachment_refs
+DELETE FROM attachment_refs WHERE org_id = ?1 AND (turn_id, digest) IN (SELECT turn_id, digest FROM attachment_refs WHERE org_id = ?1 LIMIT ?2)";
+    ERASE_ATTACHMENT_UPLOADS = "-- erase_attachment_uploads
+DELETE FROM attachment_uploads WHERE org_id = ?1 AND (digest, user_id) IN (SELECT digest, user_id FROM attachment_uploads WHERE org_id = ?1 LIMIT ?2)";
+    ERASE_ATTACHMENT_PIECES = "-- erase_attachment_pieces
+DELETE FROM attachment_pieces WHERE org_id = ?1 AND (digest, piece) IN (SELECT digest, piece FROM attachment_pieces WHERE org_id = ?1 LIMIT ?2)";
+    ERASE_ATTACHMENTS = "-- erase_attachments
+DELETE FROM attachments WHERE org_id = ?1 AND digest IN (SELECT digest FROM attachments WHERE org_id = ?1 LIMIT ?2)";
+    ERASE_ATTACHMENTS_RELEASED = "-- erase_attachments_released
+DELETE FROM attachments_released WHERE org_id = ?1 AND released_id IN (SELECT released_id FROM attachments_released WHERE org_id = ?1 LIMIT ?2)";
     ERASE_SNAPSHOTS = "-- erase_snapshots
 DELETE FROM snapshots WHERE org_id = ?1 AND (agent_id, conversation_id, run_id) IN (SELECT agent_id, conversation_id, run_id FROM snapshots WHERE org_id = ?1 LIMIT ?2)";
     ERASE_IDEMPOTENCY_KEYS = "-- erase_idempotency_keys
@@ -56,6 +66,11 @@ DELETE FROM orgs WHERE org_id = ?1 AND deleting_at IS NOT NULL";
 const ERASE: &[&str] = &[
     ERASE_TURN_EVENTS,
     ERASE_TURNS,
+    ERASE_ATTACHMENT_REFS,
+    ERASE_ATTACHMENT_UPLOADS,
+    ERASE_ATTACHMENT_PIECES,
+    ERASE_ATTACHMENTS,
+    ERASE_ATTACHMENTS_RELEASED,
     ERASE_SNAPSHOTS,
     ERASE_IDEMPOTENCY_KEYS,
     ERASE_CONVERSATION_NOTES,
@@ -108,8 +123,12 @@ impl Tx<'_> {
             return Ok(Erased::Not);
         }
         for statement in ERASE {
-            // A module's bytes are megabytes.
-            let rows = if *statement == ERASE_MODULES { 4 } else { i64::try_from(limit).unwrap_or(i64::MAX) };
+            let rows = match *statement {
+                // A module's bytes are megabytes, a piece of an attachment a quarter of one.
+                ERASE_MODULES => 4,
+                ERASE_ATTACHMENT_PIECES => 32,
+                _ => i64::try_from(limit).unwrap_or(i64::MAX),
+            };
             let gone = self.conn.prepare_cached(statement)?.execute(params![org.as_str(), rows])?;
             if gone > 0 {
                 return Ok(Erased::Rows(gone));

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::catalog::Upload;
 use super::{SqliteStore, blocking, closed};
 use crate::agent::{Agent, AgentSettings};
+use crate::attachment::{Attachment, AttachmentId};
 use crate::audit::{Act, Actor, AuditEntry, AuditFilter, AuditPlace, Verb};
 use crate::caller::Owned;
 use crate::clock::Timestamp;
@@ -19,8 +20,8 @@ use crate::lease::Lease;
 use crate::notes::NotesChange;
 use crate::store::{
     Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, KeyRecord, LiveCounts, OrgRecord,
-    Page, Progress, Provisioned, PutAgent, PutWorker, Result, Retained, Retention, SnapshotPlace, SnapshotRecord,
-    Starter, Store, StoreStatus, SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
+    Page, Progress, Provisioned, PutAgent, PutAttachment, PutWorker, Result, Retained, Retention, SnapshotPlace,
+    SnapshotRecord, Starter, Store, StoreStatus, SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
 };
 
 statements! {
@@ -249,6 +250,44 @@ impl Store for SqliteStore {
         limit: usize,
     ) -> Result<Page<SnapshotRecord>> {
         self.read_snapshots(org, among, after, limit).await
+    }
+
+    async fn put_attachment(
+        &self,
+        org: &OrgId,
+        user: &UserId,
+        attachment: &Attachment,
+        pieces: Vec<Bytes>,
+        org_bytes_max: u64,
+        now: Timestamp,
+    ) -> Result<PutAttachment> {
+        let (org, user, attachment) = (org.clone(), user.clone(), attachment.clone());
+        self.write_with(now, move |tx| tx.put_attachment(&org, &user, &attachment, &pieces, org_bytes_max)).await
+    }
+
+    async fn attachments(&self, org: &OrgId, user: Option<&UserId>, ids: &[AttachmentId]) -> Result<Vec<Attachment>> {
+        self.read_attachments(org, user, ids).await
+    }
+
+    async fn attachments_of(&self, org: &OrgId, turns: &[TurnId]) -> Result<Vec<Attachment>> {
+        self.read_attachments_of(org, turns).await
+    }
+
+    async fn org_attachments(
+        &self,
+        org: &OrgId,
+        after: Option<AttachmentId>,
+        limit: usize,
+    ) -> Result<Page<Attachment>> {
+        self.read_org_attachments(org, after, limit).await
+    }
+
+    async fn attachment_piece(&self, org: &OrgId, id: AttachmentId, piece: u32) -> Result<Option<Bytes>> {
+        self.read_piece(org, id, piece).await
+    }
+
+    async fn sweep_attachments(&self, before: Timestamp, limit: usize) -> Result<usize> {
+        self.write_with(before, move |tx| tx.sweep_attachments(before, limit)).await
     }
 
     async fn put_worker(

@@ -15,6 +15,8 @@ SELECT org_id FROM orgs WHERE org_id > ?1 ORDER BY org_id LIMIT 1";
 SELECT turn_id, agent_id, conversation_id, run_id FROM turns WHERE org_id = ?1 AND turn_id < ?2 AND outcome IS NOT NULL ORDER BY turn_id LIMIT ?3";
     RETAIN_TURN = "-- retain_turn
 DELETE FROM turns WHERE org_id = ?1 AND turn_id = ?2";
+    RETAIN_REFS = "-- retain_refs
+DELETE FROM attachment_refs WHERE org_id = ?1 AND turn_id = ?2";
     RETAIN_LOG = "-- retain_log
 DELETE FROM turn_events WHERE org_id = ?1 AND turn_id = ?2";
     /// What the next turn may need has its bytes, and stays.
@@ -41,6 +43,7 @@ impl Tx<'_> {
             while let Some(row) = old.next()? {
                 let turn: [u8; 16] = row.get(0)?;
                 self.conn.prepare_cached(RETAIN_LOG)?.execute(params![org, turn])?;
+                self.conn.prepare_cached(RETAIN_REFS)?.execute(params![org, turn])?;
                 let (conversation, run): (Option<String>, Option<[u8; 16]>) = (row.get(2)?, row.get(3)?);
                 if let (Some(conversation), Some(run)) = (conversation, run) {
                     let agent: String = row.get(1)?;

@@ -93,6 +93,25 @@ async fn check(world: &World) {
             "an idempotency key leads to its turn",
             "SELECT 1 FROM idempotency_keys k LEFT JOIN turns t USING (org_id, turn_id) WHERE t.turn_id IS NULL",
         ),
+        (
+            "an attachment is referred to by turns and has all its bytes",
+            "SELECT 1 FROM attachment_refs r LEFT JOIN turns t USING (org_id, turn_id) LEFT JOIN attachments a USING (org_id, digest)
+              WHERE t.turn_id IS NULL OR t.user_id <> r.user_id OR a.digest IS NULL
+             UNION ALL
+             SELECT 1 FROM attachments a WHERE a.bytes <> (
+               SELECT coalesce(sum(length(p.body)), 0) FROM attachment_pieces p WHERE p.org_id = a.org_id AND p.digest = a.digest)
+             UNION ALL
+             SELECT 1 FROM attachment_pieces p LEFT JOIN attachments a USING (org_id, digest) WHERE a.digest IS NULL",
+        ),
+        (
+            "an attachment that nothing refers to is the sweep's",
+            "SELECT 1 FROM attachments a
+              WHERE NOT EXISTS (SELECT 1 FROM attachment_refs r WHERE r.org_id = a.org_id AND r.digest = a.digest)
+                AND NOT EXISTS (SELECT 1 FROM attachment_uploads u WHERE u.org_id = a.org_id AND u.digest = a.digest)
+                AND NOT EXISTS (SELECT 1 FROM attachments_released l WHERE l.org_id = a.org_id AND l.digest = a.digest)
+             UNION ALL
+             SELECT 1 FROM attachment_uploads u LEFT JOIN attachments a USING (org_id, digest) WHERE a.digest IS NULL",
+        ),
         ("nothing refused runs", "SELECT 1 FROM turn_markers WHERE state = 'running' AND refusal IS NOT NULL"),
     ] {
         assert_eq!(count(&conn, violations), 0, "{rule}");
@@ -388,7 +407,7 @@ async fn a_newer_schema_is_refused() {
     let conn = rusqlite::Connection::open(dir.path().join("data").join(DATABASE)).unwrap();
     conn.execute("INSERT INTO _sqlx_migrations VALUES (99, 'later', 0, 1, x'00', 0)", []).unwrap();
     drop(conn);
-    let Err(StoreError::NewerSchema { found: 99, known: 8 }) = SqliteStore::open(options(&dir)).await else {
+    let Err(StoreError::NewerSchema { found: 99, known: 11 }) = SqliteStore::open(options(&dir)).await else {
         panic!("opened a newer schema")
     };
 }
@@ -443,6 +462,7 @@ async fn no_statement_scans_a_table() {
     let conn = home(&world).look();
     let all = [
         accept::STATEMENTS,
+        attachments::STATEMENTS,
         audit::STATEMENTS,
         catalog::STATEMENTS,
         claim::STATEMENTS,

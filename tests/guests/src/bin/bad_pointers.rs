@@ -60,6 +60,8 @@ fn probe(case: &Case, lines: &mut String) {
         ("error_read", turnhouse::error_read(handle, ptr, len)),
         // A count, of four bytes each. That it is also too many comes second.
         ("wait", turnhouse::wait(ptr, len, 0)),
+        ("attachment_id", turnhouse::attachment_read(ptr, len, 0, delta, delta_len)),
+        ("attachment_into", turnhouse::attachment_read(delta, delta_len, 0, ptr, len)),
     ];
     for (function, result) in results {
         let _ = writeln!(lines, "{function} {name} {result}");

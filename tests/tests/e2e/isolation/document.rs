@@ -17,6 +17,8 @@ pub struct Names {
     pub worker: &'static str,
     /// A turn.
     pub turn: String,
+    /// An attachment.
+    pub attachment: String,
     /// A run.
     pub run: String,
     /// An idempotency key.
@@ -50,6 +52,7 @@ fn fill(names: &Names, place: &str, name: &str) -> Option<Fill> {
         ("path" | "body", "conversation") => Some(Always(names.conversation.into())),
         ("path" | "body", "worker") => Some(Always(names.worker.into())),
         ("path", "turn") => Some(Always(names.turn.clone().into())),
+        ("path", "attachment") => Some(Always(names.attachment.clone().into())),
         ("query" | "body", "user") => one(names.user.into()),
         ("query", "limit") => one("1".into()),
         ("query", "direction") => one("backward".into()),
@@ -100,6 +103,8 @@ enum Payload {
     Json(Vec<String>),
     /// A module.
     Module,
+    /// Any bytes.
+    File,
 }
 
 /// What is sent.
@@ -256,6 +261,7 @@ impl Operation {
                 headers.push(("content-type".to_owned(), "application/wasm".to_owned()));
                 turnhouse_workers::bytes("snapshot_counter")
             }
+            Some(Payload::File) => b"a file of the caller's own".to_vec(),
         };
         Request { method: self.method.clone(), path, headers, body, lacks: parts.lacks }
     }
@@ -266,6 +272,9 @@ impl Payload {
         let content = body["content"].as_object().ok_or("its body has no content")?;
         if content.contains_key("application/wasm") {
             return Ok(Payload::Module);
+        }
+        if content.contains_key("application/octet-stream") {
+            return Ok(Payload::File);
         }
         let Some(json) = content.get("application/json") else {
             let types: Vec<&str> = content.keys().map(String::as_str).collect();
@@ -305,8 +314,9 @@ fn add(place: &str, name: &str) -> String {
 impl Names {
     fn none() -> Names {
         let nothing = String::new;
-        let (turn, run, key) = (nothing(), nothing(), nothing());
-        Names { org: "", agent: "", conversation: "", worker: "", turn, run, key, user: "", cursors: Map::new() }
+        let (turn, run, key, attachment) = (nothing(), nothing(), nothing(), nothing());
+        let cursors = Map::new();
+        Names { org: "", agent: "", conversation: "", worker: "", turn, attachment, run, key, user: "", cursors }
     }
 }
 

@@ -28,6 +28,8 @@ pub struct World {
     http: reqwest::Client,
     /// bob's turn in each org.
     turns: Vec<(&'static str, String)>,
+    /// What he has uploaded there.
+    attachments: Vec<(&'static str, String)>,
 }
 
 /// Who calls.
@@ -71,7 +73,7 @@ impl World {
     pub async fn new(whole: bool) -> World {
         let host = TestHost::start_with(|config| config.limits.auth_failures_per_minute = u32::MAX).await;
         let orgs: &[&'static str] = if whole { &["acme", "zeta", "club"] } else { &["zeta", "club"] };
-        let (mut admins, mut turns) = (Vec::new(), Vec::new());
+        let (mut admins, mut turns, mut attachments) = (Vec::new(), Vec::new(), Vec::new());
         for org in orgs {
             let admin = host.member(org, "root", ALL_SCOPES).await;
             admin.deploy_as("snapshot_counter", "support", json!({ "default": true })).await;
@@ -84,6 +86,7 @@ impl World {
                 let turn = converse(&bob, "support", "c-1").await;
                 converse(&bob, "support", "c-2").await;
                 turns.push((*org, turn));
+                attachments.push((*org, bob.attach("text/plain", "a file that both have").await));
             }
             if *org == "acme" {
                 for sealed in ["sealed", "spare"] {
@@ -98,13 +101,14 @@ impl World {
                 converse(&bob, "sealed", "sealed-2").await;
                 converse(&bob, "support", "sealed").await;
                 turns.insert(0, ("acme", turn));
+                attachments.insert(0, ("acme", bob.attach("text/plain", "a file of acme").await));
             }
             admins.push((*org, admin));
         }
         let eve = host.member("club", "eve", "turns,ingest").await;
         let unscoped = host.member("club", "root", "operator").await;
         let revoked = revoked(&host).await;
-        World { host, admins, eve, unscoped, revoked, http: reqwest::Client::new(), turns }
+        World { host, admins, eve, unscoped, revoked, http: reqwest::Client::new(), turns, attachments }
     }
 
     fn admin(&self, org: &str) -> &Client {
@@ -121,8 +125,13 @@ impl World {
     pub async fn names(&self, caller: Caller, operations: &[Operation]) -> Vec<Names> {
         let org = caller.victim();
         let turn = self.turns.iter().find(|(name, _)| *name == org).expect("bob spoke").1.clone();
+        let of_org = |(name, id): &(&str, String)| (*name == org).then(|| id.clone());
+        let mut attachments = self.attachments.iter().filter_map(of_org);
+        // The first is the victim's alone, where there are two.
+        let (first, last) = (attachments.next().expect("bob has one"), attachments.next_back());
         let shared = Names {
             org,
+            attachment: last.unwrap_or_else(|| first.clone()),
             agent: "support",
             conversation: "c-1",
             worker: "counter",
@@ -132,7 +141,8 @@ impl World {
             user: "bob",
             cursors: Map::new(),
         };
-        let sealed = Names { agent: "sealed", conversation: "sealed", worker: "sealed", ..shared.clone() };
+        let sealed =
+            Names { agent: "sealed", conversation: "sealed", worker: "sealed", attachment: first, ..shared.clone() };
         let mixed = Names { conversation: "sealed", ..shared.clone() };
         let mut all = match caller {
             Caller::Foreign => vec![sealed, shared, mixed],

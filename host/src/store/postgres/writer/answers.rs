@@ -84,6 +84,7 @@ fn refusal(row: &PgRow) -> Result<Refusal, sqlx::Error> {
     Ok(match row.try_get("refusal")? {
         "not_found" => Refusal::NotFound,
         "idempotency_mismatch" => Refusal::IdempotencyMismatch,
+        "attachment_not_found" => Refusal::AttachmentNotFound,
         "conversation_busy" => Refusal::ConversationBusy { active: TurnId(row.try_get("turn")?) },
         "conversation_queue_full" => Refusal::ConversationQueueFull,
         "org_queue_full" => Refusal::OrgQueueFull,

@@ -64,6 +64,14 @@ struct AcceptItem<'a> {
     running_max: Option<i64>,
     #[serde(flatten)]
     collect: Option<CollectItem>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    files: Vec<FileItem<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct FileItem<'a> {
+    digest: String,
+    media_type: &'a str,
 }
 
 #[derive(Debug, Serialize)]
@@ -254,6 +262,11 @@ fn accept_item<'a>(accept: &'a Accept, bodies: &mut Bodies<'a>) -> Item<'a> {
             parts_max: bigint(collect.parts_max),
             bytes_max: bigint(collect.bytes_max),
         }),
+        files: accept
+            .attachments
+            .iter()
+            .map(|file| FileItem { digest: hex::encode(file.id.0), media_type: &file.media_type })
+            .collect(),
     };
     Item {
         kind: "accept",
