@@ -2,9 +2,10 @@
 //!
 //! The store gathers the facts inside the accepting transaction and asks here, so that what was true when it was decided is true when it is
 //! written. Nothing is stored for a refusal. The order of the checks is part of the contract: ownership first, then idempotency, then what the
-//! message refers to, then busy, then room.
+//! message refers to, then busy, then what the org may use, then room.
 
 use crate::ids::TurnId;
+use crate::quota::{Exceeded, LimitName};
 
 /// What to do when the conversation has a live turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
@@ -36,6 +37,8 @@ pub struct Facts {
     pub lane_active: Option<TurnId>,
     /// The last turn that waits in the conversation, if it collects and has room for this message.
     pub joins: Option<TurnId>,
+    /// What the org has used up that a message needs. Nothing for a message that was accepted before.
+    pub exceeded: Option<Exceeded>,
     /// Live turns of the org.
     pub org_live: usize,
     /// Live turns of the host.
@@ -68,7 +71,7 @@ pub enum Decision {
 }
 
 /// Why a submission does not come in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 pub enum Refusal {
     /// The conversation is another member's: to the caller it does not exist.
     #[error("not found")]
@@ -88,12 +91,29 @@ pub enum Refusal {
     /// Too many turns wait in the conversation.
     #[error("conversation queue full")]
     ConversationQueueFull,
+    /// The org has used up what it may use.
+    #[error("over the org's {}", .0.limit.as_str())]
+    Exceeded(Exceeded),
     /// Too many live turns of the org.
     #[error("org queue full")]
-    OrgQueueFull,
+    OrgQueueFull {
+        /// How many there may be.
+        max: usize,
+    },
     /// Too many live turns of the host.
     #[error("host queue full")]
     HostQueueFull,
+}
+
+impl Refusal {
+    /// The org's limit that it is for.
+    pub fn limit(&self) -> Option<LimitName> {
+        match self {
+            Refusal::Exceeded(exceeded) => Some(exceeded.limit),
+            Refusal::OrgQueueFull { .. } => Some(LimitName::QueueMax),
+            _ => None,
+        }
+    }
 }
 
 /// Decides.
@@ -114,6 +134,10 @@ pub fn decide(facts: &Facts, on_busy: OnBusy, bounds: &QueueBounds) -> Result<De
         (OnBusy::Interrupt, Some(_)) => true,
         _ => false,
     };
+    // Also for what joins: it is a message like any other.
+    if let Some(exceeded) = facts.exceeded {
+        return Err(Refusal::Exceeded(exceeded));
+    }
     // Takes no room of its own.
     if let (OnBusy::Collect, Some(turn)) = (on_busy, facts.joins) {
         return Ok(Decision::Join(turn));
@@ -124,7 +148,7 @@ pub fn decide(facts: &Facts, on_busy: OnBusy, bounds: &QueueBounds) -> Result<De
         return Err(Refusal::ConversationQueueFull);
     }
     if facts.org_live.saturating_sub(freed) >= bounds.org_queue_max {
-        return Err(Refusal::OrgQueueFull);
+        return Err(Refusal::OrgQueueFull { max: bounds.org_queue_max });
     }
     if facts.host_live.saturating_sub(freed) >= bounds.host_queue_max {
         return Err(Refusal::HostQueueFull);
@@ -139,8 +163,10 @@ mod tests {
     const BOUNDS: QueueBounds = QueueBounds { conversation_queue_max: 2, org_queue_max: 10, host_queue_max: 20 };
 
     #[test]
-    fn ownership_then_idempotency_then_busy_then_room() {
+    fn ownership_then_idempotency_then_busy_then_use_then_room() {
         let turn = TurnId::new();
+        let full_org = Refusal::OrgQueueFull { max: 10 };
+        let used_up = Exceeded { limit: LimitName::SubmitsPerSecond, max: 2.0, wait_ms: Some(500) };
         let all = Facts {
             foreign: true,
             keyed: Some((turn, false)),
@@ -148,6 +174,7 @@ mod tests {
             lane_live: 9,
             lane_active: Some(turn),
             joins: Some(turn),
+            exceeded: Some(used_up),
             org_live: 99,
             host_live: 99,
         };
@@ -158,16 +185,21 @@ mod tests {
         assert_eq!(decide(&same, OnBusy::Interrupt, &BOUNDS), Ok(Decision::Attach(turn)));
         let without = Facts { keyed: None, ..own };
         assert_eq!(decide(&without, OnBusy::Reject, &BOUNDS), Err(Refusal::AttachmentNotFound));
-        let new = Facts { attachment_missing: false, ..without };
+        let greedy = Facts { attachment_missing: false, ..without };
+        assert_eq!(decide(&greedy, OnBusy::Reject, &BOUNDS), Err(Refusal::ConversationBusy { active: turn }));
+        for on_busy in [OnBusy::Enqueue, OnBusy::Interrupt, OnBusy::Collect] {
+            assert_eq!(decide(&greedy, on_busy, &BOUNDS), Err(Refusal::Exceeded(used_up)), "also what would join");
+        }
+        let new = Facts { exceeded: None, ..greedy };
         assert_eq!(decide(&new, OnBusy::Reject, &BOUNDS), Err(Refusal::ConversationBusy { active: turn }));
         assert_eq!(decide(&new, OnBusy::Enqueue, &BOUNDS), Err(Refusal::ConversationQueueFull));
         assert_eq!(decide(&new, OnBusy::Collect, &BOUNDS), Ok(Decision::Join(turn)), "it takes no room");
         let full = Facts { joins: None, ..new };
         assert_eq!(decide(&full, OnBusy::Collect, &BOUNDS), Err(Refusal::ConversationQueueFull));
         assert_eq!(decide(&same, OnBusy::Collect, &BOUNDS), Ok(Decision::Attach(turn)), "the key comes first");
-        assert_eq!(decide(&new, OnBusy::Interrupt, &BOUNDS), Err(Refusal::OrgQueueFull));
+        assert_eq!(decide(&new, OnBusy::Interrupt, &BOUNDS), Err(full_org));
         let alone = Facts { lane_live: 0, lane_active: None, ..new };
-        assert_eq!(decide(&alone, OnBusy::Reject, &BOUNDS), Err(Refusal::OrgQueueFull));
+        assert_eq!(decide(&alone, OnBusy::Reject, &BOUNDS), Err(full_org));
         assert_eq!(decide(&Facts { org_live: 9, ..alone }, OnBusy::Reject, &BOUNDS), Err(Refusal::HostQueueFull));
         let room = Facts { org_live: 9, host_live: 19, ..alone };
         assert_eq!(decide(&room, OnBusy::Reject, &BOUNDS), Ok(Decision::Accept { interrupt: false }));

@@ -11,6 +11,7 @@ use crate::agent::{Agent, AgentSettings};
 use crate::caller::Scopes;
 use crate::clock::Timestamp;
 use crate::ids::{AgentId, ConversationId, OrgId, UserId, WorkerName};
+use crate::quota::OwnLimits;
 use crate::store::DefaultAgent;
 
 /// Bytes of a name that is kept. An id is shorter; a token's subject may not be.
@@ -188,6 +189,12 @@ impl Act {
     /// An org goes. Told of its name's hash: of the name nothing stays either.
     pub fn org_delete(org: &OrgId) -> Act {
         Act::new(Verb::OrgDelete, "org", json!({"org_sha256": crate::erase::name_hash(org)}))
+    }
+
+    /// An org has other limits.
+    pub fn org_limits(before: &OwnLimits, after: &OwnLimits) -> Act {
+        let (from, to) = before.differences(after);
+        Act::new(Verb::OrgLimits, "org", json!({"from": from, "to": to}))
     }
 
     /// An org that was there got what it lacked.

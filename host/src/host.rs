@@ -18,6 +18,7 @@ use crate::journal::{Journal, Observer as _};
 use crate::keys::{Authenticated, Authenticator};
 use crate::oidc::Issuers;
 use crate::private_dirs::PrivateDirs;
+use crate::quota::Quota;
 use crate::registry::Registry;
 use crate::sandbox::{CacheConfig, Sandbox, SandboxConfig};
 use crate::store::postgres::{PostgresOptions, PostgresStore};
@@ -71,10 +72,12 @@ impl Host {
     /// Opens the store that the configuration names, the embedded one in the data directory or the shared one, and starts on it.
     pub async fn start(config: Config) -> anyhow::Result<Host> {
         let snapshots_kept = config.limits.snapshots_kept;
+        let quota = Quota::from(&config.limits);
         let store: Arc<dyn Store> = match &config.database_url {
             Some(url) => {
                 let options = PostgresOptions {
                     snapshots_kept,
+                    quota,
                     connections: config.database_connections,
                     hints: true,
                     listen_url: config.database_listen_url.as_ref().map(|url| url.as_str().to_owned()),
@@ -83,7 +86,7 @@ impl Host {
                 Arc::new(PostgresStore::open(options).await?)
             }
             None => {
-                let options = SqliteOptions { snapshots_kept, ..SqliteOptions::new(&config.data_dir) };
+                let options = SqliteOptions { snapshots_kept, quota, ..SqliteOptions::new(&config.data_dir) };
                 Arc::new(SqliteStore::open(options).await?)
             }
         };

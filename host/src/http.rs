@@ -1,7 +1,8 @@
 //! The gateway: an axum edge that parses what comes in, asks the host, and says how it went.
 //!
 //! Statuses, headers and problem bodies live here and nowhere below; no wasmtime and no SQL is seen here. One file a kind of resource
-//! (`workers`, `agents`, `conversations`, `turns`, `ticket`, `attachments`, `ingest`), each with its routes and their documentation; what they share stands beside
+//! (`workers`, `agents`, `conversations`, `turns`, `ticket`, `attachments`, `ingest`, `limits`), each with its routes and their documentation; what they
+//! share stands beside
 //! them (`auth`, `params`, `page`, `body`, `negotiate`, `problem`, `sse`). `observe` is around them all. [`serve`] drives connections.
 
 use std::ops::Deref;
@@ -60,6 +61,8 @@ mod ingest;
 mod attachments;
 
 mod audit;
+
+mod limits;
 
 mod export;
 
@@ -137,6 +140,7 @@ fn routes() -> OpenApiRouter<Gateway> {
         .merge(attachments::routes())
         .merge(ingest::routes())
         .merge(audit::routes())
+        .merge(limits::routes())
         .merge(export::routes())
 }
 

@@ -28,6 +28,8 @@ pub mod submit;
 
 pub mod admission;
 
+pub mod quota;
+
 pub mod turn;
 
 pub mod lease;

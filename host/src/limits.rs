@@ -96,6 +96,12 @@ limits! {
     conversation_queue_max: usize = 20;
     /// Live turns of one org.
     org_queue_max: usize = 20_000;
+    /// Messages a second of one org, over time. 0: any number.
+    org_submits_per_second: f64 = 0.0;
+    /// Messages of one org at once, after a pause, where its rate is limited. 0: as many as come in a second, one at least.
+    org_submit_burst: u32 = 0;
+    /// Milliseconds of guests' processor time of one org an hour. 0: any number.
+    org_cpu_ms_per_hour: u64 = 0;
     /// Live turns of the host.
     host_queue_max: usize = 100_000;
     /// Running turns of one org.
@@ -240,6 +246,9 @@ impl Limits {
         }
         if (1..30).contains(&self.audit_retention_days) {
             return Err("limits.audit_retention_days must be at least 30, or 0 to keep the audit for ever".to_owned());
+        }
+        if !self.org_submits_per_second.is_finite() || self.org_submits_per_second < 0.0 {
+            return Err("limits.org_submits_per_second must be a number of messages, or 0 for any number".to_owned());
         }
         if self.turn_timeout_ms > self.turn_timeout_ms_max {
             return Err("limits.turn_timeout_ms is over limits.turn_timeout_ms_max".to_owned());

@@ -19,6 +19,7 @@ use crate::event::EventId;
 use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, WorkerName};
 use crate::lease::Lease;
 use crate::notes::NotesChange;
+use crate::quota::{LimitsChange, OwnLimits};
 
 /// Declares statements and lists them, so that one test per database can look at every plan.
 macro_rules! statements {
@@ -308,6 +309,16 @@ pub trait Store: Send + Sync + 'static {
     async fn org(&self, org: &OrgId) -> Result<Option<OrgRecord>>;
     /// Orgs by id.
     async fn orgs(&self) -> Result<Vec<OrgRecord>>;
+    /// Changes an org's own limits, from the next batch on at every host; as they are then. `None`: there is no such org.
+    async fn set_org_limits(
+        &self,
+        org: &OrgId,
+        change: &LimitsChange,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<Option<OwnLimits>>;
+    /// An org's own limits and what it uses. `None`: there is no such org.
+    async fn org_use(&self, org: &OrgId, now: Timestamp) -> Result<Option<OrgUse>>;
     /// Marks an org for deletion and ends its keys: from now on it is nobody's. `false`: there is no such org. Told in the host's own audit.
     async fn mark_org(&self, org: &OrgId, now: Timestamp, by: &Actor) -> Result<bool>;
     /// Orgs that are marked.

@@ -198,6 +198,12 @@ pub async fn submit(host: &Host, submission: Submission) -> Result<Submitted, Su
         AcceptResult::Joined(turn) => {
             Ok(Submitted { turn, replayed: false, joined: true, live: dispatch.live.get(turn) })
         }
-        AcceptResult::Refused(refusal) => Err(refusal.into()),
+        AcceptResult::Refused(refusal) => {
+            if let Some(limit) = refusal.limit() {
+                let (org, limit) = (submission.org.to_string(), limit.as_str());
+                metrics::counter!("turnhouse_limit_refusals_total", "org" => org, "limit" => limit).increment(1);
+            }
+            Err(refusal.into())
+        }
     }
 }

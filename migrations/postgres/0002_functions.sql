@@ -30,7 +30,8 @@ CREATE TYPE written AS (
   worker text, version int, revision bigint,
   dry_run boolean, accepted_at bigint, at bigint, deadline bigint,
   generation uuid, head uuid, snapshot_worker text, snapshot_version int, snapshot bytea, message bytea,
-  was text, promoted boolean
+  was text, promoted boolean,
+  limit_max float8, wait_ms bigint      -- of a refusal: the limit that is reached, and when there is room again
 );
 
 -- Makes the next turn of a lane ready that has no active one; its admission clock begins anew. Does not touch org_load: its caller does.
@@ -149,8 +150,9 @@ CREATE FUNCTION may_claim(p_now bigint, p_replica uuid) RETURNS boolean LANGUAGE
 AS $$ SELECT EXISTS (SELECT 1 FROM replicas WHERE replica_id = p_replica AND expires_at > p_now AND NOT draining) $$;
 
 -- p_now: NULL is the database's clock. p_orgs: whose items there are. p_host_live: live turns of all orgs, as the host last knew them. p_cursor: the org that
--- this host's claims served last.
-CREATE FUNCTION write_batch(p_now bigint, p_orgs text[], p_items jsonb, p_bodies bytea[], p_snapshots_kept int, p_host_live bigint, p_cursor text)
+-- this host's claims served last. p_rate, p_burst, p_cpu_max: what an org may use that has no limit of its own; 0: any number.
+CREATE FUNCTION write_batch(p_now bigint, p_orgs text[], p_items jsonb, p_bodies bytea[], p_snapshots_kept int, p_host_live bigint, p_cursor text,
+                            p_rate float8, p_burst int, p_cpu_max bigint)
 RETURNS SETOF written LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan SET jit = off AS $$
@@ -161,6 +163,11 @@ DECLARE
   v_claims int := 0;                    -- slots that claims of this batch would fill
   -- The orgs that are locked, sorted, and their live turns by state.
   v_org text[] := '{}'; v_waiting int[] := '{}'; v_ready int[] := '{}'; v_running int[] := '{}';
+  -- Their limits, NULL where the host's hold that the items bring; their meters, which are moved only where there is a limit.
+  v_running_max int[] := '{}'; v_queue_max int[] := '{}';
+  v_rate float8[] := '{}'; v_burst float8[] := '{}'; v_tokens float8[] := '{}'; v_tokens_at bigint[] := '{}';
+  v_cpu_max float8[] := '{}'; v_cpu float8[] := '{}'; v_cpu_hour bigint[] := '{}';
+  v_hour bigint; v_have float8;
   v_lock text[] := p_orgs;
   v_round text[] := '{}';               -- orgs whose turn it is to be served, in order
   v_first text; v_bound bigint;
@@ -175,7 +182,7 @@ DECLARE
   o written;
   i int; n int; k int;
   v_text text; v_turn uuid; v_laned boolean; v_live int; v_active uuid; v_interrupt boolean; v_behind boolean;
-  v_start boolean; v_refused boolean; v_count int;
+  v_start boolean; v_refused boolean; v_count bigint;
 BEGIN
   v_items := ARRAY(SELECT j FROM jsonb_populate_recordset(NULL::item, p_items) j ORDER BY j.ord);
   v_done := array_fill(false, ARRAY[cardinality(v_items)]);
@@ -203,7 +210,7 @@ BEGIN
       v_first := coalesce(v_first, v_text);
       IF EXISTS (SELECT 1 FROM turn_markers m WHERE m.org_id = v_text AND m.state = 'ready' AND m.not_before <= v_now AND m.deadline_at > v_now
                     AND m.epoch < 1000000)
-         AND EXISTS (SELECT 1 FROM org_load g WHERE g.org_id = v_text AND g.running < v_bound)
+         AND EXISTS (SELECT 1 FROM org_load g WHERE g.org_id = v_text AND g.running < coalesce(g.running_max, v_bound))
       THEN
         v_round := v_round || v_text;
       END IF;
@@ -214,8 +221,14 @@ BEGIN
   END IF;
 
   v_waited := clock_timestamp();
-  FOR l IN SELECT g.org_id, g.waiting, g.ready, g.running FROM org_load g WHERE g.org_id = ANY (v_lock) ORDER BY g.org_id FOR NO KEY UPDATE LOOP
+  FOR l IN SELECT g.* FROM org_load g WHERE g.org_id = ANY (v_lock) ORDER BY g.org_id FOR NO KEY UPDATE LOOP
     v_org := v_org || l.org_id; v_waiting := v_waiting || l.waiting; v_ready := v_ready || l.ready; v_running := v_running || l.running;
+    v_running_max := v_running_max || l.running_max; v_queue_max := v_queue_max || l.queue_max;
+    v_have := coalesce(l.submits_per_second, p_rate);
+    v_rate := v_rate || v_have;
+    v_burst := v_burst || greatest(1, coalesce(nullif(coalesce(l.submit_burst, p_burst), 0), ceil(v_have)));
+    v_tokens := v_tokens || l.tokens; v_tokens_at := v_tokens_at || l.tokens_at;
+    v_cpu_max := v_cpu_max || coalesce(l.cpu_ms_per_hour, p_cpu_max)::float8; v_cpu := v_cpu || l.cpu_ms; v_cpu_hour := v_cpu_hour || l.cpu_hour;
   END LOOP;
   v_now := coalesce(p_now, turnhouse_now());
   -- How long, in microseconds, others have held what this batch needs: its host sends the next one later, and more in it.
@@ -224,6 +237,7 @@ BEGIN
     o.ord := 0; o.kind := 'waited'; o.at := n;
     RETURN NEXT o;
   END IF;
+  v_hour := v_now / 3600000;
 
   v_at := 1;
   WHILE v_at <= cardinality(v_items) LOOP
@@ -255,7 +269,7 @@ BEGIN
         v_text := v_lock[1];
         v_lock := v_lock[2:];
         i := array_position(v_org, v_text);
-        CONTINUE WHEN i IS NULL OR v_running[i] >= it.running_max;
+        CONTINUE WHEN i IS NULL OR v_running[i] >= coalesce(v_running_max[i], it.running_max);
         SELECT m.turn_id INTO v_turn FROM turn_markers m
          WHERE m.org_id = v_text AND m.state = 'ready' AND m.not_before <= v_now AND m.deadline_at > v_now AND m.epoch < 1000000
          ORDER BY m.not_before, m.turn_id LIMIT 1;
@@ -374,6 +388,10 @@ BEGIN
           v_running[i] := v_running[i] - 1;
           v_older := NULL;
         END IF;
+        IF v_cpu_max[i] > 0 AND (v_items[e.ord]).cpu_ms IS NOT NULL THEN
+          v_cpu[i] := CASE WHEN v_cpu_hour[i] = v_hour THEN v_cpu[i] ELSE 0 END + (v_items[e.ord]).cpu_ms;
+          v_cpu_hour[i] := v_hour;
+        END IF;
         IF e.promoted THEN
           v_waiting[i] := v_waiting[i] - 1;
           v_ready[i] := v_ready[i] + 1;
@@ -427,7 +445,7 @@ BEGIN
         v_laned := it.conv IS NOT NULL AND it.env_org IS NOT NULL;    -- only such an envelope has a place in a conversation
         v_live := r.waiting + (r.active IS NOT NULL)::int;
         v_active := coalesce(r.active, r.first);
-        -- The order of these checks is the contract: whose it is, then the key, then busy, then room.
+        -- The order of these checks is the contract: whose it is, then the key, then what it refers to, then busy, then what the org may use, then room.
         v_text := NULL;
         IF r.user_id IS NOT NULL AND NOT r.deleted AND r.user_id <> it.usr AND NOT it.sees_all THEN
           v_text := 'not_found';
@@ -451,6 +469,21 @@ BEGIN
           END IF;
           v_files := true;
         END IF;
+        -- What was accepted before is not refused: this is the journal's own retry.
+        IF v_text IS NULL AND NOT r.known AND (it.on_busy <> 'reject' OR v_active IS NULL) THEN
+          IF v_cpu_max[i] > 0 AND v_cpu_hour[i] = v_hour AND v_cpu[i] >= v_cpu_max[i] THEN
+            v_text := 'cpu_ms_per_hour';
+            o.limit_max := v_cpu_max[i];
+            o.wait_ms := (v_hour + 1) * 3600000 - v_now;
+          ELSIF v_rate[i] > 0 THEN
+            v_have := least(v_burst[i], coalesce(v_tokens[i] + greatest(0, v_now - v_tokens_at[i])::float8 * v_rate[i] / 1000, v_burst[i]));
+            IF v_have < 1 THEN
+              v_text := 'submits_per_second';
+              o.limit_max := v_rate[i];
+              o.wait_ms := ceil((1 - v_have) * 1000 / v_rate[i]);
+            END IF;
+          END IF;
+        END IF;
         IF v_text IS NULL AND it.parts IS NOT NULL AND r.waiting > 0 THEN
           -- The last that waits, if it collects and has room. Its message is a list of parts; what joins it goes before the two bytes that end it.
           SELECT t.turn_id INTO v_turn
@@ -472,6 +505,10 @@ BEGIN
               SELECT it.org, v_turn, decode(j ->> 'digest', 'hex'), r.user_id, j ->> 'media_type' FROM jsonb_array_elements(it.files) j
               ON CONFLICT DO NOTHING;
             END IF;
+            IF v_rate[i] > 0 THEN
+              v_tokens[i] := v_have - 1;
+              v_tokens_at[i] := v_now;
+            END IF;
             o.kind := 'joined';
             o.turn := v_turn;
             RETURN NEXT o;
@@ -486,8 +523,9 @@ BEGIN
             o.turn := v_active;
           ELSIF v_live - n > it.conv_max THEN
             v_text := 'conversation_queue_full';
-          ELSIF greatest(0, v_waiting[i] + v_ready[i] + v_running[i] - n) >= it.org_max THEN
+          ELSIF greatest(0, v_waiting[i] + v_ready[i] + v_running[i] - n) >= coalesce(v_queue_max[i], it.org_max) THEN
             v_text := 'org_queue_full';
+            o.limit_max := coalesce(v_queue_max[i], it.org_max);
           ELSIF greatest(0, p_host_live - n) >= it.host_max THEN
             v_text := 'host_queue_full';
           END IF;
@@ -504,6 +542,10 @@ BEGIN
           o.turn := it.turn;
           RETURN NEXT o;
           CONTINUE;
+        END IF;
+        IF v_rate[i] > 0 THEN
+          v_tokens[i] := v_have - 1;
+          v_tokens_at[i] := v_now;
         END IF;
         IF v_interrupt THEN
           -- Alone in its run. All end at once, so that nobody becomes ready.
@@ -534,7 +576,7 @@ BEGIN
 
         -- Started in this very write, if its lane is empty, its org under its bound and nothing older ready.
         v_start := false;
-        IF it.holder IS NOT NULL AND NOT v_behind AND NOT v_refused AND v_running[i] < it.running_max THEN
+        IF it.holder IS NOT NULL AND NOT v_behind AND NOT v_refused AND v_running[i] < coalesce(v_running_max[i], it.running_max) THEN
           IF it.holder IS DISTINCT FROM v_holder THEN
             v_holder := it.holder;
             v_may := may_claim(v_now, it.holder);
@@ -549,11 +591,11 @@ BEGIN
               EXIT WHEN NOT FOUND;
               k := array_position(v_org, v_text);
               IF k IS NULL THEN
-                SELECT g.running INTO v_count FROM org_load g WHERE g.org_id = v_text;
+                SELECT coalesce(g.running_max, it.running_max) - g.running INTO v_count FROM org_load g WHERE g.org_id = v_text;
               ELSE
-                v_count := v_running[k];
+                v_count := coalesce(v_running_max[k], it.running_max) - v_running[k];
               END IF;
-              IF v_count < it.running_max THEN
+              IF v_count > 0 THEN
                 v_older := EXISTS (SELECT 1 FROM turn_markers m WHERE m.org_id = v_text AND m.state = 'ready' AND m.not_before <= v_now
                                       AND m.deadline_at > v_now AND m.epoch < 1000000);
               END IF;
@@ -563,7 +605,7 @@ BEGIN
           END IF;
           v_start := v_may AND NOT v_older;
           IF v_start AND cardinality(v_made) > 0 THEN
-            v_start := NOT EXISTS (SELECT 1 FROM unnest(v_made) j WHERE v_running[j] < it.running_max);
+            v_start := NOT EXISTS (SELECT 1 FROM unnest(v_made) j WHERE v_running[j] < coalesce(v_running_max[j], it.running_max));
           END IF;
         END IF;
 
@@ -653,7 +695,10 @@ BEGIN
     END IF;
   END LOOP;
 
-  UPDATE org_load g SET waiting = u.waiting, ready = u.ready, running = u.running
-    FROM unnest(v_org, v_waiting, v_ready, v_running) AS u (org_id, waiting, ready, running)
-   WHERE g.org_id = u.org_id AND (g.waiting, g.ready, g.running) IS DISTINCT FROM (u.waiting, u.ready, u.running);
+  UPDATE org_load g SET waiting = u.waiting, ready = u.ready, running = u.running, tokens = u.tokens, tokens_at = u.tokens_at,
+         cpu_ms = u.cpu_ms, cpu_hour = u.cpu_hour
+    FROM unnest(v_org, v_waiting, v_ready, v_running, v_tokens, v_tokens_at, v_cpu, v_cpu_hour)
+      AS u (org_id, waiting, ready, running, tokens, tokens_at, cpu_ms, cpu_hour)
+   WHERE g.org_id = u.org_id AND (g.waiting, g.ready, g.running, g.tokens, g.tokens_at, g.cpu_ms, g.cpu_hour)
+         IS DISTINCT FROM (u.waiting, u.ready, u.running, u.tokens, u.tokens_at, u.cpu_ms, u.cpu_hour);
 END $$;

@@ -20,9 +20,10 @@ use turnhouse::event::EventId;
 use turnhouse::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, WorkerName};
 use turnhouse::lease::Lease;
 use turnhouse::notes::NotesChange;
+use turnhouse::quota::{LimitsChange, OwnLimits};
 use turnhouse::store::{
     Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, Hint, KeyRecord, LiveCounts,
-    OrgRecord, Page, Progress, Provisioned, PutAgent, PutAttachment, PutWorker, Result, Retained, Retention,
+    OrgRecord, OrgUse, Page, Progress, Provisioned, PutAgent, PutAttachment, PutWorker, Result, Retained, Retention,
     SnapshotPlace, SnapshotRecord, Starter, Store, StoreError, StoreStatus, SweepFindings, TicketKey, TurnRecord,
     WorkerVersion, Write, Written,
 };
@@ -463,6 +464,20 @@ impl Store for Faulty {
 
     async fn orgs(&self) -> Result<Vec<OrgRecord>> {
         self.through(Call::Read, self.store.orgs()).await
+    }
+
+    async fn set_org_limits(
+        &self,
+        org: &OrgId,
+        change: &LimitsChange,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<Option<OwnLimits>> {
+        self.through(Call::Read, self.store.set_org_limits(org, change, self.now(now), by)).await
+    }
+
+    async fn org_use(&self, org: &OrgId, now: Timestamp) -> Result<Option<OrgUse>> {
+        self.through(Call::Read, self.store.org_use(org, self.now(now))).await
     }
 
     async fn mark_org(&self, org: &OrgId, now: Timestamp, by: &Actor) -> Result<bool> {

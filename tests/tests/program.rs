@@ -362,6 +362,22 @@ fn orgs_and_keys_are_made_on_the_database_beside_a_running_host() {
         (&listed.json()["items"][0]["state"], &listed.json()["items"][0]["successor"]),
         (&json!("live"), &Value::Null)
     );
+    // Limits are the running host's from the next message on.
+    failed(&on(&["orgs", "limits", "nobody"]), 1, &["nobody", "orgs list"]);
+    failed(&on(&["orgs", "limits", "acme", "--running-max", "0"]), 2, &["from 1"]);
+    failed(&on(&["orgs", "limits", "acme", "--queue-max", "off"]), 2, &["default"]);
+    let limits = on(&["orgs", "limits", "acme", "--queue-max", "0", "--submits-per-second", "2.5", "--json"]).json();
+    assert_eq!((&limits["own"]["queue_max"], &limits["limits"]["submit_burst"]), (&json!(0), &json!(3)));
+    let mut chat = command(&["chat", "--url", &url, "--api-key", key]);
+    failed(&run_with(&mut chat, b"hi\n"), 1, &["org_queue_full"]);
+    let table = on(&["orgs", "limits", "acme", "--queue-max", "default"]).stdout;
+    assert!(table.lines().any(|line| line.starts_with("queue_max") && line.contains("20000  every org")), "{table}");
+    assert!(
+        table.lines().any(|line| line.starts_with("submits_per_second") && line.contains("2.5    this org")),
+        "{table}"
+    );
+    assert!(on(&["orgs", "audit", "acme"]).stdout.contains("org.limits"));
+    on(&["orgs", "limits", "acme", "--submits-per-second", "default"]);
     // Rotated: the new one works at once, the old one for as long as it was given.
     let id = made["id"].as_str().expect("an id");
     let rotate = |key: &str| on(&["keys", "rotate", "--org", "acme", key, "--overlap", "2d", "--json"]);

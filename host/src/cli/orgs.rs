@@ -1,13 +1,14 @@
-//! `turnhouse orgs`: make, mend, list and delete orgs, on the database directly.
+//! `turnhouse orgs`: make, mend, bound, list and delete orgs, on the database directly.
 
 use clap::Subcommand;
-use serde_json::json;
+use serde_json::{Value, json};
 use turnhouse::audit::{Actor, AuditEntry, AuditFilter};
 use turnhouse::clock::{Clock, Timestamp};
 use turnhouse::erase::erase_alone;
 use turnhouse::ids::{OrgId, UserId};
 use turnhouse::private_dirs::PrivateDirs;
-use turnhouse::store::{DefaultAgent, Provisioned, StoreError};
+use turnhouse::quota::{LimitName, LimitsChange, Standing};
+use turnhouse::store::{DefaultAgent, OrgUse, Provisioned, StoreError};
 
 use super::output::Output;
 use super::{CliError, Result, database, starter};
@@ -55,6 +56,16 @@ enum Action {
         #[command(flatten)]
         database: database::DataArgs,
     },
+    /// What an org may and what it has used of it; with options, other limits for it, from the next message on and on every host
+    #[command(after_help = LIMITS_EXAMPLES)]
+    Limits {
+        /// The org
+        org: OrgId,
+        #[command(flatten)]
+        change: ChangeArgs,
+        #[command(flatten)]
+        database: database::DataArgs,
+    },
     /// What was done to an org, also when nobody has a key for it; without one, what was done to the host
     #[command(after_help = "Example:\n  turnhouse orgs audit acme --limit 20")]
     Audit {
@@ -73,6 +84,76 @@ enum Action {
         database: database::DataArgs,
     },
 }
+
+const LIMITS_EXAMPLES: &str = "\
+Examples:
+  turnhouse orgs limits acme
+  turnhouse orgs limits acme --running-max 50 --submits-per-second 5 --submit-burst 20
+  turnhouse orgs limits acme --cpu-ms-per-hour off --running-max default";
+
+/// Limits to change: a number, `default` for the host's (`limits.org_…` of its configuration), or `off` where there may be none.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Limits")]
+struct ChangeArgs {
+    /// Messages a second over time, such as 0.5; `off` or `default`
+    #[arg(long, value_name = "N|off|default", value_parser = rate)]
+    submits_per_second: Option<Set<f64>>,
+    /// Messages at once after a pause, where they are limited; `default`
+    #[arg(long, value_name = "N|default", value_parser = bound::<1>)]
+    submit_burst: Option<Set<u32>>,
+    /// Running turns; `default`
+    #[arg(long, value_name = "N|default", value_parser = bound::<1>)]
+    running_max: Option<Set<u32>>,
+    /// Live turns, running ones included; 0 takes no messages; `default`
+    #[arg(long, value_name = "N|default", value_parser = bound::<0>)]
+    queue_max: Option<Set<u32>>,
+    /// Milliseconds of guests' processor time an hour; `off` or `default`
+    #[arg(long, value_name = "N|off|default", value_parser = amount)]
+    cpu_ms_per_hour: Option<Set<u64>>,
+}
+
+/// What a limit is set to; `None`: the host's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Set<T>(Option<T>);
+
+fn set<T>(text: &str, off: Option<T>, number: impl FnOnce() -> Option<T>, says: &str) -> Result<Set<T>, String> {
+    let value = match (text, off) {
+        ("default", _) => return Ok(Set(None)),
+        ("off", Some(off)) => Some(off),
+        _ => number(),
+    };
+    value.map(|value| Set(Some(value))).ok_or_else(|| says.to_owned())
+}
+
+fn rate(text: &str) -> Result<Set<f64>, String> {
+    let number = || text.parse().ok().filter(|rate: &f64| (0.001..=1e6).contains(rate));
+    set(text, Some(0.0), number, "it is a number from 0.001 to 1000000, off or default")
+}
+
+fn bound<const MIN: u32>(text: &str) -> Result<Set<u32>, String> {
+    let number = || text.parse().ok().filter(|bound| (MIN..=1_000_000_000).contains(bound));
+    set(text, None, number, &format!("it is a number from {MIN} to 1000000000, or default"))
+}
+
+fn amount(text: &str) -> Result<Set<u64>, String> {
+    let number = || text.parse().ok().filter(|amount| (1..=1 << 52).contains(amount));
+    set(text, Some(0), number, "it is a number from 1, off or default")
+}
+
+impl From<ChangeArgs> for LimitsChange {
+    fn from(args: ChangeArgs) -> LimitsChange {
+        LimitsChange {
+            submits_per_second: args.submits_per_second.map(|set| set.0),
+            submit_burst: args.submit_burst.map(|set| set.0),
+            running_max: args.running_max.map(|set| set.0),
+            queue_max: args.queue_max.map(|set| set.0),
+            cpu_ms_per_hour: args.cpu_ms_per_hour.map(|set| set.0),
+        }
+    }
+}
+
+const LIMIT_COLUMNS: &[(&str, &str)] =
+    &[("LIMIT", "/limit"), ("VALUE", "/value"), ("SET FOR", "/set_for"), ("USED", "/used")];
 
 const COLUMNS: &[(&str, &str)] =
     &[("ORG", "/id"), ("OWNER", "/owner"), ("CREATED", "/created_at"), ("BEING DELETED SINCE", "/deleting_at")];
@@ -111,6 +192,7 @@ pub async fn run(args: Args, output: Output) -> Result {
             let items: Vec<_> = page.map_err(database::failed)?.items.iter().map(item).collect();
             output.page(&json!({"items": items, "next": null}), super::audit::COLUMNS);
         }
+        Action::Limits { org, change, database } => limits(&org, change.into(), &database, output).await?,
         Action::List { database } => {
             let store = database.open().await?;
             let orgs = store.orgs().await.map_err(database::failed);
@@ -122,6 +204,47 @@ pub async fn run(args: Args, output: Output) -> Result {
             output.page(&json!({"items": items, "next": null}), COLUMNS);
         }
     }
+    Ok(())
+}
+
+/// Changes what is to be changed, and shows how the org stands.
+async fn limits(org: &OrgId, change: LimitsChange, database: &database::DataArgs, output: Output) -> Result {
+    let limits = database.load()?.limits;
+    let store = database.open().await?;
+    let now = Clock::system().now();
+    let done = async {
+        if change != LimitsChange::default() {
+            store.set_org_limits(org, &change, now, &Actor::command_line()).await?;
+        }
+        store.org_use(org, now).await
+    };
+    let done: Result<Option<OrgUse>, StoreError> = done.await;
+    store.close().await;
+    let Some(found) = done.map_err(database::failed)? else {
+        return Err(CliError::failed(format!("there is no org {org}")).help("see `turnhouse orgs list`"));
+    };
+    let standing = Standing::of(&found, &limits);
+    if output.json {
+        let own = &found.own;
+        output.json(&json!({"org": org, "own": own, "limits": standing.limits, "used": standing.used}));
+        return Ok(());
+    }
+    let (own, value) = (json!(found.own), json!(standing.limits));
+    let used = |name: LimitName| match name {
+        LimitName::SubmitsPerSecond => Value::Null,
+        LimitName::SubmitBurst => standing.used.submits_left.map_or(Value::Null, |left| json!(format!("{left} left"))),
+        LimitName::RunningMax => json!(standing.used.running),
+        LimitName::QueueMax => json!(standing.used.running + standing.used.queued),
+        LimitName::CpuMsPerHour => standing.used.cpu_ms.map_or(Value::Null, |ms| json!(ms.round())),
+    };
+    let row = |name: &LimitName| {
+        let id = name.as_str();
+        let value = if value[id].is_null() { json!("off") } else { value[id].clone() };
+        let set_for = if own[id].is_null() { "every org" } else { "this org" };
+        json!({"limit": id, "value": value, "set_for": set_for, "used": used(*name)})
+    };
+    let rows: Vec<Value> = LimitName::ALL.iter().map(row).collect();
+    output.page(&json!({"items": rows, "next": null}), LIMIT_COLUMNS);
     Ok(())
 }
 

@@ -14,6 +14,7 @@ use crate::admission::Refusal;
 use crate::agent::NO_FILE_MODE;
 use crate::ids::InvalidId;
 use crate::keys::AuthError;
+use crate::quota::{Exceeded, LimitName};
 use crate::store::StoreError;
 use crate::submit::SubmitError;
 
@@ -107,13 +108,13 @@ codes! {
     ModuleTooComplex = 422 "module_too_complex";
     /// It took too long to compile.
     CompileTimeout = 422 "compile_timeout";
-    /// Too many failed authentications.
+    /// Too many failed authentications, or too many messages of the org.
     RateLimited = 429 "rate_limited";
     /// Too many turns wait in the conversation.
     ConversationQueueFull = 429 "conversation_queue_full";
     /// Too many live turns of the org.
     OrgQueueFull = 429 "org_queue_full";
-    /// The org has all that it may have.
+    /// The org has or has used all that it may.
     QuotaExhausted = 429 "quota_exhausted";
     /// Too many open streams.
     TooManyStreams = 429 "too_many_streams";
@@ -191,6 +192,11 @@ impl Problem {
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Problem {
         self.0.facts.push((name, value.into()));
         self
+    }
+
+    /// Says which limit is reached, and what it is.
+    fn over(self, limit: LimitName, max: f64) -> Problem {
+        self.with("limit", limit.as_str()).with("limit_value", max.to_string())
     }
 
     /// Says when to come back.
@@ -354,12 +360,36 @@ impl From<Refusal> for Problem {
                 Code::ConversationQueueFull,
                 "too many turns wait in this conversation; wait for one to end, or send on_busy \"interrupt\"",
             ),
-            Refusal::OrgQueueFull => {
-                Problem::new(Code::OrgQueueFull, "too many turns of this org are live; wait for some to end")
+            Refusal::OrgQueueFull { max } => {
+                let detail = "too many turns of this org are live; wait for some to end, or have the operator raise the limit: \
+                              `turnhouse orgs limits ORG --queue-max N`";
+                Problem::new(Code::OrgQueueFull, detail).over(LimitName::QueueMax, max as f64)
             }
+            Refusal::Exceeded(exceeded) => exceeded.into(),
             Refusal::HostQueueFull => {
                 Problem::new(Code::HostQueueFull, "this host has as many live turns as it takes; try again")
             }
+        }
+    }
+}
+
+impl From<Exceeded> for Problem {
+    fn from(exceeded: Exceeded) -> Problem {
+        let Exceeded { limit, max, wait_ms } = exceeded;
+        let (code, what) = match limit {
+            LimitName::CpuMsPerHour => (
+                Code::QuotaExhausted,
+                format!("this org's turns have used their {max} ms of processor time of this hour"),
+            ),
+            _ => (Code::RateLimited, format!("more messages than {max} a second come from this org")),
+        };
+        let flag = limit.as_str().replace('_', "-");
+        let detail =
+            format!("{what}; wait, or have the operator raise the limit: `turnhouse orgs limits ORG --{flag} N`");
+        let problem = Problem::new(code, detail).over(limit, max);
+        match wait_ms {
+            Some(ms) => problem.retry_after(ms.div_ceil(1_000).max(1)),
+            None => problem,
         }
     }
 }

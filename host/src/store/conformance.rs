@@ -19,6 +19,7 @@ use crate::turn::{CancelledBy, Failure, Outcome, TurnState, Usage};
 pub(super) mod attachments;
 pub(super) mod audit;
 pub(super) mod catalog;
+pub(super) mod limits;
 pub(super) mod model;
 pub(super) mod orgs;
 pub(super) mod queue;
@@ -81,6 +82,11 @@ macro_rules! rules {
                 provisioning_makes_an_org_whole_once, provisioning_leaves_what_an_admin_curated, provisioning_names_no_worker_of_somebodys_own,
                 a_full_org_is_told_that_it_has_no_room, o1_the_default_is_the_orgs_own,
                 an_org_goes_in_pieces_and_only_once_it_is_marked_and_idle, a_marked_org_is_nobodys,
+            ]
+            limits: [
+                o3_an_orgs_messages_come_at_its_rate, o3_a_rate_is_one_for_a_batch_and_what_joins_counts, o3_what_was_accepted_before_costs_nothing,
+                o3_an_orgs_own_bound_holds_for_claims_and_fused_starts, o3_an_orgs_own_queue_is_bounded, o3_processor_time_is_bounded_by_the_hour,
+                o3_a_limit_is_its_orgs_own_and_written_down, what_is_used_is_told,
             ]
             torture: [r1_torture_leaves_no_trace,]
             model: [every_answer_is_one_that_the_protocol_allows,]
@@ -146,6 +152,11 @@ pub(super) fn replied(text: &str) -> Outcome {
 
 pub(super) fn failed(code: crate::turn::FailureCode) -> Outcome {
     Outcome::Failed(Failure::new(code, "because"))
+}
+
+/// What a turn used, as far as anybody counts it here.
+pub(super) fn used(cpu_ms: f64) -> Usage {
+    Usage { cpu_ms, wall_ms: 2.0, memory_peak_bytes: 3, host_calls: 4, bytes_in: 5, bytes_out: 6, instance_ms: 7.0 }
 }
 
 pub(super) fn cancelled() -> Outcome {

@@ -18,6 +18,8 @@ use sqlx::{Connection as _, PgConnection, Postgres, Transaction};
 use self::open::{MIGRATIONS, attempt, check_server, connect, migrate, read_url};
 use super::Result;
 use crate::clock::Timestamp;
+use crate::limits::Limits;
+use crate::quota::Quota;
 
 mod attachments;
 mod audit;
@@ -27,6 +29,7 @@ mod erase;
 mod facade;
 mod hints;
 mod keys;
+mod limits;
 mod open;
 mod orgs;
 mod reads;
@@ -97,6 +100,8 @@ pub struct PostgresOptions {
     pub url: String,
     /// Snapshots of a conversation that keep their bytes.
     pub snapshots_kept: u32,
+    /// For orgs that have no limits of their own.
+    pub quota: Quota,
     /// Connections at most.
     pub connections: u32,
     /// Where the time comes from.
@@ -113,6 +118,7 @@ impl PostgresOptions {
         PostgresOptions {
             url: url.into(),
             snapshots_kept: 10,
+            quota: Quota::from(&Limits::default()),
             connections: 10,
             clock: Clock::Database,
             hints: false,
@@ -147,6 +153,7 @@ pub struct PostgresStore {
     route: Route,
     clock: Clock,
     snapshots_kept: i32,
+    quota: Quota,
     hot: Mutex<writer::Hot>,
     /// The journal's alone, not the pool's: the journal's thread drives a runtime of its own while it writes, and a connection lives with the runtime
     /// that opened it. Anybody else who got it from a pool would wait for that thread's next batch.
@@ -237,6 +244,7 @@ impl PostgresStore {
             route,
             clock: options.clock,
             snapshots_kept: i32::try_from(options.snapshots_kept).unwrap_or(i32::MAX),
+            quota: options.quota,
             hot: Mutex::default(),
             journal: tokio::sync::Mutex::default(),
             connect,

@@ -15,6 +15,7 @@ use crate::event::{Event, EventBatch};
 use crate::gate::{Envelope, GateRefusal, SnapshotPermit};
 use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, RunId, TurnId, UserId, WorkerName};
 use crate::lease::{Epoch, Lease};
+use crate::quota::{Meters, OwnLimits};
 use crate::turn::{CancelledBy, Failure, Outcome, TurnState, Usage};
 
 // ---- The hot path: batched writes -----------------------------------------------------------------------------------------------------
@@ -552,6 +553,19 @@ pub struct OrgRecord {
     pub created_at: Timestamp,
     /// Since when it is being deleted: it is there for nobody any more, and its rows go.
     pub deleting_at: Option<Timestamp>,
+}
+
+/// What an org may and uses.
+#[derive(Debug, Clone, Copy)]
+pub struct OrgUse {
+    /// Its own limits, where the host's do not hold.
+    pub own: OwnLimits,
+    /// What it has used of what is limited.
+    pub meters: Meters,
+    /// Its live turns.
+    pub live: LiveCounts,
+    /// The store's time.
+    pub at: Timestamp,
 }
 
 /// What a default agent is made from, for an org that has none.

@@ -17,6 +17,8 @@ use sqlx::{ConnectOptions, Connection as _};
 use self::writer::{Tried, Tx, Writer};
 use super::{Result, StoreError};
 use crate::clock::Timestamp;
+use crate::limits::Limits;
+use crate::quota::Quota;
 
 mod accept;
 mod attachments;
@@ -30,6 +32,7 @@ mod counts;
 mod erase;
 mod facade;
 mod keys;
+mod limits;
 mod orgs;
 mod reads;
 mod retention;
@@ -56,12 +59,19 @@ pub struct SqliteOptions {
     pub snapshots_kept: u32,
     /// Connections that read.
     pub readers: u32,
+    /// For orgs that have no limits of their own.
+    pub quota: Quota,
 }
 
 impl SqliteOptions {
     /// The usual bounds in this directory.
     pub fn new(data_dir: impl Into<PathBuf>) -> SqliteOptions {
-        SqliteOptions { data_dir: data_dir.into(), snapshots_kept: 10, readers: 4 }
+        SqliteOptions {
+            data_dir: data_dir.into(),
+            snapshots_kept: 10,
+            readers: 4,
+            quota: Quota::from(&Limits::default()),
+        }
     }
 }
 
@@ -108,8 +118,8 @@ impl SqliteStore {
         let file = options.data_dir.join(DATABASE);
         let checkpointer = checkpoint::Checkpointer::start(&file)?;
         let wake = checkpointer.wake();
-        let (path, kept) = (file.clone(), options.snapshots_kept);
-        let writer = blocking(move || Writer::open(&path, kept, wake)).await??;
+        let (path, kept, quota) = (file.clone(), options.snapshots_kept, options.quota);
+        let writer = blocking(move || Writer::open(&path, kept, quota, wake)).await??;
         let readers = SqlitePoolOptions::new()
             .max_connections(options.readers.max(1))
             .acquire_timeout(Duration::from_secs(10))

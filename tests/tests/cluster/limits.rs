@@ -5,6 +5,10 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use reqwest::StatusCode;
 use serde_json::json;
+use turnhouse::audit::Actor;
+use turnhouse::clock::Timestamp;
+use turnhouse::ids::OrgId;
+use turnhouse::quota::LimitsChange;
 use turnhouse_tests::{Cluster, Setup, Turn, eventually};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -64,5 +68,32 @@ async fn o3_an_orgs_bounds_hold_over_all_replicas() {
     }
     assert_eq!(cluster.live().await.running, 3);
     join_all(turns.iter().map(Turn::cancel)).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn o3_an_orgs_rate_holds_over_all_replicas() {
+    let cluster = Cluster::start(2).await;
+    let (ann, zoe) = (cluster.member("acme", "ann", "admin").await, cluster.member("zeta", "zoe", "admin").await);
+    for client in [&ann, &zoe] {
+        client.deploy("echo").await;
+    }
+    let org = OrgId::parse("acme").expect("an org id");
+    let rate =
+        LimitsChange { submits_per_second: Some(Some(0.001)), submit_burst: Some(Some(7)), ..LimitsChange::default() };
+    // The store's time is the cluster's.
+    let now = cluster.store().time().await.expect("it answers").unwrap_or(Timestamp(0));
+    cluster.store().set_org_limits(&org, &rate, now, &Actor::command_line()).await.expect("it is set");
+    let answers = join_all((0..20).map(|n| {
+        let at = cluster.at(n % 2, &ann);
+        async move { at.submit("echo", &format!("c-{n}"), json!({ "message": { "text": "hi" } })).await.0 }
+    }))
+    .await;
+    let of = |status: StatusCode| answers.iter().filter(|answer| **answer == status).count();
+    assert_eq!((of(StatusCode::ACCEPTED), of(StatusCode::TOO_MANY_REQUESTS)), (7, 13), "one bucket for both");
+    for replica in 0..2 {
+        assert_eq!(cluster.at(replica, &ann).get("/v1/limits").await.1["used"]["submits_left"], 0.0);
+        assert_eq!(cluster.at(replica, &zoe).say("echo", "c-1", "hi").await.completed().await, "hi");
+    }
     cluster.stop().await;
 }

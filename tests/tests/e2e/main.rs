@@ -9,6 +9,7 @@ mod embedded;
 mod export;
 mod gate;
 mod isolation;
+mod limits;
 mod oidc;
 mod org_deletion;
 mod replicas;

@@ -14,9 +14,15 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::*;
 use crate::admission::{self, Decision, Facts, Refusal};
+use crate::quota::{LimitsChange, Meters, Quota};
 use crate::turn::FailureCode;
 
 const ORG_RUNNING_MAX: usize = 2;
+/// What the second org has of its own.
+const OWN_RUNNING_MAX: u32 = 1;
+const QUOTA: Quota = Quota { submits_per_second: 20.0, submit_burst: 4, cpu_ms_per_hour: 12 };
+/// What a turn uses that is ended under a lease.
+const CPU_MS: f64 = 1.0;
 const TTL_MS: u64 = 200;
 const GATE_REFUSALS_MAX: u32 = 2;
 const BACKOFF_MS: u64 = 30;
@@ -169,6 +175,8 @@ struct Protocol {
     accepted: BTreeSet<TurnId>,
     lanes: HashMap<(OrgId, ConversationId), Lane>,
     keys: HashMap<(OrgId, String, String), ([u8; 32], TurnId)>,
+    /// Of orgs that are limited.
+    meters: HashMap<OrgId, Meters>,
 }
 
 /// What an accept must answer.
@@ -195,6 +203,10 @@ impl Protocol {
 
     fn running(&self, org: &OrgId) -> usize {
         self.markers.values().filter(|marker| marker.org == *org && marker.stage == Stage::Running).count()
+    }
+
+    fn running_max(&self, org: &OrgId) -> usize {
+        if self.meters.contains_key(org) { OWN_RUNNING_MAX as usize } else { ORG_RUNNING_MAX }
     }
 
     fn in_lane<'a>(
@@ -236,7 +248,7 @@ impl Protocol {
 
     /// Orgs that could start a turn now.
     fn eligible(&self) -> Vec<OrgId> {
-        let could = |org: &OrgId| self.running(org) < ORG_RUNNING_MAX && self.next_of(org).is_some();
+        let could = |org: &OrgId| self.running(org) < self.running_max(org) && self.next_of(org).is_some();
         self.orgs().into_iter().filter(could).collect()
     }
 
@@ -263,6 +275,7 @@ impl Protocol {
             keyed: key.as_ref().and_then(|(key, hash)| self.keys.get(key).map(|(known, turn)| (*turn, known == hash))),
             lane_live: live.len(),
             lane_active: active.map(|(turn, _)| *turn),
+            exceeded: self.meters.get(&accept.org).and_then(|meters| meters.exceeded(&QUOTA, Timestamp(self.now))),
             org_live: self.markers.values().filter(|marker| marker.org == accept.org).count(),
             host_live: self.markers.len(),
         };
@@ -270,6 +283,7 @@ impl Protocol {
             Err(refusal) => return Verdict::Refused(refusal),
             Ok(Decision::Attach(turn)) => return Verdict::Attached(turn),
             Ok(Decision::Join(turn)) => {
+                self.take_token(&accept.org);
                 self.markers.get_mut(&turn).unwrap().collected += accept.collect.as_ref().unwrap().message.adds();
                 if let Some((key, hash)) = key {
                     self.keys.insert(key, (hash, turn));
@@ -278,6 +292,7 @@ impl Protocol {
             }
             Ok(Decision::Accept { interrupt }) => interrupt,
         };
+        self.take_token(&accept.org);
         let mut interrupted = BTreeSet::new();
         if interrupt {
             for (turn, _) in &live {
@@ -291,7 +306,7 @@ impl Protocol {
         let holder = accept.claim_for.map(|(holder, _)| holder).filter(|holder| {
             !behind
                 && gate::decide(&accept.envelope).is_ok()
-                && self.running(&accept.org) < ORG_RUNNING_MAX
+                && self.running(&accept.org) < self.running_max(&accept.org)
                 && self.alive(*holder)
                 && !is_older_ready
         });
@@ -334,6 +349,12 @@ impl Protocol {
         Verdict::Accepted { interrupted, started }
     }
 
+    fn take_token(&mut self, org: &OrgId) {
+        if let Some(meters) = self.meters.get_mut(org) {
+            meters.take_token(&QUOTA, Timestamp(self.now));
+        }
+    }
+
     /// Judges what a claim took, in order, and follows it.
     fn claimed(&mut self, holder: ReplicaId, slots: usize, taken: &[(TurnId, Epoch)]) {
         assert!(taken.len() <= slots, "no more than there are slots");
@@ -343,7 +364,7 @@ impl Protocol {
             let marker = self.markers.get(turn).expect("only what is live is claimed").clone();
             let orphan = self.is_orphan(&marker);
             assert!(orphan || self.next_of(&marker.org) == Some(*turn), "an org's turns are claimed in their order");
-            assert!(orphan || self.running(&marker.org) < ORG_RUNNING_MAX, "an org's bound holds (O3)");
+            assert!(orphan || self.running(&marker.org) < self.running_max(&marker.org), "an org's bound holds (O3)");
             if !orphan {
                 *of_org.entry(marker.org.clone()).or_default() += 1;
             }
@@ -419,6 +440,9 @@ impl Protocol {
         }
         self.markers.remove(&turn);
         assert!(self.ended.insert(turn), "a turn ends once (T1)");
+        if let (Some(meters), Some(_)) = (self.meters.get_mut(&marker.org), epoch) {
+            meters.use_cpu(&QUOTA, CPU_MS, Timestamp(self.now));
+        }
         let mut promoted = false;
         if let (Some((conversation, _)), true) = (&marker.lane, marker.stage != Stage::Waiting) {
             let waiting = self.in_lane(&marker.org, conversation).filter(|(_, other)| other.stage == Stage::Waiting);
@@ -482,7 +506,7 @@ impl Protocol {
             );
         }
         for org in self.orgs() {
-            assert!(self.running(&org) <= ORG_RUNNING_MAX);
+            assert!(self.running(&org) <= self.running_max(&org));
         }
         for lane in self.lanes.values() {
             let distinct: BTreeSet<_> = lane.chain.iter().map(|run| run.0).collect();
@@ -522,6 +546,7 @@ impl<'w> Run<'w> {
             found: Vec::new(),
             round: 0,
         };
+        run.protocol.meters.insert(run.orgs[1].clone(), Meters::default());
         if let Some(world) = world {
             run.protocol.now = world.now().0;
             for org in &run.orgs {
@@ -529,6 +554,14 @@ impl<'w> Run<'w> {
                 world.upload(org, &worker(), b"one").await;
                 world.set_agent(org, None).await;
             }
+            let limits = LimitsChange {
+                submits_per_second: Some(Some(QUOTA.submits_per_second)),
+                submit_burst: Some(Some(QUOTA.submit_burst)),
+                running_max: Some(Some(OWN_RUNNING_MAX)),
+                cpu_ms_per_hour: Some(Some(QUOTA.cpu_ms_per_hour)),
+                ..LimitsChange::default()
+            };
+            world.store.set_org_limits(&run.orgs[1], &limits, world.now(), &by()).await.unwrap();
         }
         for _ in 0..REPLICAS {
             let replica = run.another_replica().await;
@@ -750,7 +783,7 @@ impl<'w> Run<'w> {
             let org = self.round % self.orgs.len();
             self.round += 1;
             match queues[org].last() {
-                Some((_, turn, epoch, runs)) if running[org] < ORG_RUNNING_MAX => {
+                Some((_, turn, epoch, runs)) if running[org] < protocol.running_max(&self.orgs[org]) => {
                     taken.push((*turn, *epoch));
                     running[org] += usize::from(*runs);
                     queues[org].pop();
@@ -777,7 +810,15 @@ impl<'w> Run<'w> {
             let Ok(Grant::Shared(permit)) = gate::decide(&envelope) else { panic!("a head without a permit") };
             StagedSnapshot { permit, parent, body: Bytes::from_static(b"state") }
         });
-        let commit = Commit { org, turn, epoch, outcome, snapshot, tail: EventBatch::default(), usage: None };
+        let commit = Commit {
+            org,
+            turn,
+            epoch,
+            outcome,
+            snapshot,
+            tail: EventBatch::default(),
+            usage: epoch.map(|_| used(CPU_MS)),
+        };
         let answer = match world.end(commit).await {
             CommitResult::Won(ended) => End::Won { was_running: ended.was_running, promoted: ended.promoted },
             CommitResult::Lost => End::Lost,

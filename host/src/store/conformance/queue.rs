@@ -238,7 +238,7 @@ pub(in crate::store) async fn queues_are_bounded(world: &World) {
     world.submit(message("a")).await;
     assert!(matches!(world.accept(message("a")).await, AcceptResult::Refused(Refusal::ConversationQueueFull)));
     world.submit(message("b")).await;
-    assert!(matches!(world.accept(message("c")).await, AcceptResult::Refused(Refusal::OrgQueueFull)));
+    assert!(matches!(world.accept(message("c")).await, AcceptResult::Refused(Refusal::OrgQueueFull { max: 3 })));
     let theirs = |lane: &str| Accept { bounds, ..world.message_of_zeta(lane) };
     world.submit(theirs("a")).await;
     assert!(matches!(world.accept(theirs("b")).await, AcceptResult::Refused(Refusal::HostQueueFull)));

@@ -17,9 +17,10 @@ use crate::event::EventId;
 use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, WorkerName};
 use crate::lease::Lease;
 use crate::notes::NotesChange;
+use crate::quota::{LimitsChange, OwnLimits};
 use crate::store::{
     Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, Hint, KeyRecord, LiveCounts,
-    OrgRecord, Page, Progress, Provisioned, PutAgent, PutAttachment, PutWorker, Result, Retained, Retention,
+    OrgRecord, OrgUse, Page, Progress, Provisioned, PutAgent, PutAttachment, PutWorker, Result, Retained, Retention,
     SnapshotPlace, SnapshotRecord, Starter, Store, StoreStatus, SweepFindings, TicketKey, TurnRecord, WorkerVersion,
     Write, Written,
 };
@@ -357,6 +358,20 @@ impl Store for PostgresStore {
 
     async fn orgs(&self) -> Result<Vec<OrgRecord>> {
         self.read_orgs().await
+    }
+
+    async fn set_org_limits(
+        &self,
+        org: &OrgId,
+        change: &LimitsChange,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<Option<OwnLimits>> {
+        self.write_limits(org, change, now, by).await
+    }
+
+    async fn org_use(&self, org: &OrgId, now: Timestamp) -> Result<Option<OrgUse>> {
+        self.read_use(org, now).await
     }
 
     async fn mark_org(&self, org: &OrgId, now: Timestamp, by: &Actor) -> Result<bool> {

@@ -210,6 +210,11 @@ pub(super) async fn check_database(database: &Database) {
              UNION ALL
              SELECT 1 FROM attachment_uploads u LEFT JOIN attachments a USING (org_id, digest) WHERE a.digest IS NULL",
         ),
+        (
+            "O3: a bucket and an hour hold no more than what came",
+            "SELECT 1 FROM org_load l WHERE tokens > greatest(1, coalesce(submit_burst, 1e9)) - 1
+                OR cpu_ms > (SELECT coalesce(sum(t.cpu_ms), 0) FROM turns t WHERE t.org_id = l.org_id) + 0.001",
+        ),
         ("nothing refused runs", "SELECT 1 FROM turn_markers WHERE state = 'running' AND refusal IS NOT NULL"),
         (
             "an org's load is its markers",
@@ -808,6 +813,7 @@ async fn every_statement_says_its_name() {
         erase::STATEMENTS,
         facade::STATEMENTS,
         keys::STATEMENTS,
+        limits::STATEMENTS,
         orgs::STATEMENTS,
         reads::STATEMENTS,
         standing::STATEMENTS,

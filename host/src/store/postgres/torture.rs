@@ -273,7 +273,7 @@ impl Host {
                             self.held.push(*claimed);
                         }
                     }
-                    AcceptResult::Refused(Refusal::ConversationQueueFull | Refusal::OrgQueueFull) => {}
+                    AcceptResult::Refused(Refusal::ConversationQueueFull | Refusal::OrgQueueFull { .. }) => {}
                     other => ledger.violated(format!("a message was answered with {other:?}")),
                 },
                 (Write::Claim(_), Written::Claim(claimed)) => {
@@ -495,9 +495,9 @@ const FLAWS: &[Flaw] = &[
     Flaw {
         what: "batches lock orgs in different orders",
         function: "write_batch",
-        from: "FOR l IN SELECT g.org_id, g.waiting, g.ready, g.running FROM org_load g WHERE g.org_id = ANY (v_lock) ORDER BY g.org_id FOR NO KEY UPDATE LOOP",
+        from: "FOR l IN SELECT g.* FROM org_load g WHERE g.org_id = ANY (v_lock) ORDER BY g.org_id FOR NO KEY UPDATE LOOP",
         to: "PERFORM 1 FROM org_load g WHERE g.org_id = CASE WHEN random() < 0.5 THEN 'zeta' ELSE 'acme' END FOR NO KEY UPDATE; PERFORM pg_sleep(0.002);
-  FOR l IN SELECT g.org_id, g.waiting, g.ready, g.running FROM org_load g ORDER BY g.org_id FOR NO KEY UPDATE LOOP",
+  FOR l IN SELECT g.* FROM org_load g ORDER BY g.org_id FOR NO KEY UPDATE LOOP",
     },
     Flaw {
         what: "an end does not ask for the epoch",
@@ -550,7 +550,7 @@ const FLAWS: &[Flaw] = &[
     Flaw {
         what: "the claim does not ask for the org's bound",
         function: "write_batch",
-        from: "CONTINUE WHEN i IS NULL OR v_running[i] >= it.running_max;",
+        from: "CONTINUE WHEN i IS NULL OR v_running[i] >= coalesce(v_running_max[i], it.running_max);",
         to: "CONTINUE WHEN i IS NULL;",
     },
     Flaw {

@@ -46,8 +46,8 @@ fn gather_next(gather: Duration, waited: Duration) -> Duration {
     (gather + (waited - EARLY) / 2).min(GATHER_MAX)
 }
 
-const WRITE_BATCH: &str =
-    "SELECT * FROM write_batch($1::bigint, $2::text[], $3::jsonb, $4::bytea[], $5::int, $6::bigint, $7::text)";
+const WRITE_BATCH: &str = "SELECT * FROM write_batch($1::bigint, $2::text[], $3::jsonb, $4::bytea[], $5::int, $6::bigint, $7::text, \
+     $8::float8, $9::int, $10::bigint)";
 
 impl PostgresStore {
     /// One batch of the journal: an answer an item.
@@ -117,7 +117,10 @@ impl PostgresStore {
             .bind(bodies)
             .bind(self.snapshots_kept)
             .bind(live)
-            .bind(cursor);
+            .bind(cursor)
+            .bind(self.quota.submits_per_second)
+            .bind(i32::try_from(self.quota.submit_burst).unwrap_or(i32::MAX))
+            .bind(bigint(self.quota.cpu_ms_per_hour));
         // Those of a run come as they were decided; those of one item in order.
         let mut rows: Vec<Vec<PgRow>> = batch.iter().map(|_| Vec::new()).collect();
         let mut waited = Duration::ZERO;

@@ -8,7 +8,7 @@ use super::claim::{Start, parsed};
 use super::commit::Ending;
 use super::counts::Stage;
 use super::writer::{Fault, Tried, Tx};
-use crate::admission::{self, Decision, Facts};
+use crate::admission::{self, Decision, Facts, QueueBounds};
 use crate::gate::{self, Grant, SessionMode};
 use crate::ids::{AgentId, ConversationId, OrgId, TurnId};
 use crate::lease::Lease;
@@ -107,6 +107,11 @@ impl Tx<'_> {
             Some(lane) if laned.is_some() && !lane.deleted => parsed(&lane.user)?,
             _ => accept.user.clone(),
         };
+        let limited = self.limited(org)?;
+        let bounds = QueueBounds {
+            org_queue_max: limited.own.queue_max.map_or(accept.bounds.org_queue_max, |max| max as usize),
+            ..accept.bounds
+        };
         let mut facts = Facts {
             foreign: lane
                 .as_ref()
@@ -116,6 +121,7 @@ impl Tx<'_> {
             lane_live: 0,
             lane_active: None,
             joins: None,
+            exceeded: None,
             org_live: self.counts.org(org).live(),
             host_live: self.counts.host().live(),
         };
@@ -133,13 +139,19 @@ impl Tx<'_> {
             _ => None,
         };
         facts.joins = open.as_ref().map(|(turn, _)| *turn);
-        let interrupt = match admission::decide(&facts, accept.on_busy, &accept.bounds) {
+        let exceeded = limited.meters.exceeded(&self.quota.narrowed(&limited.own), self.now);
+        // What was accepted before is not refused: this is the journal's own retry.
+        if exceeded.is_some() && !self.is_known(org, turn)? {
+            facts.exceeded = exceeded;
+        }
+        let interrupt = match admission::decide(&facts, accept.on_busy, &bounds) {
             Err(refusal) => return Ok(AcceptResult::Refused(refusal)),
             Ok(Decision::Attach(turn)) => return Ok(AcceptResult::Attached(turn)),
             Ok(Decision::Join(turn)) => {
                 let (_, message) = open.expect("it was found");
                 self.join(accept, turn, &message)?;
                 self.refer(accept, turn, user.as_str())?;
+                self.take_token(org)?;
                 return Ok(AcceptResult::Joined(turn));
             }
             Ok(Decision::Accept { interrupt }) => interrupt,
@@ -147,7 +159,7 @@ impl Tx<'_> {
         let mut interrupted = Vec::new();
         if let (true, Some(conversation)) = (interrupt, laned) {
             // Its own retry must not interrupt itself.
-            if self.conn.prepare_cached(ACCEPT_KNOWN)?.exists(params![org.as_str(), turn.as_bytes()])? {
+            if self.is_known(org, turn)? {
                 return Ok(AcceptResult::Attached(turn));
             }
             interrupted = self.end_lane(org, agent, conversation, CancelledBy::Interrupt)?;
@@ -160,7 +172,7 @@ impl Tx<'_> {
             Some((holder, bound))
                 if !behind
                     && grant.is_ok()
-                    && self.counts.org(org).running < bound.0
+                    && self.has_room(org, bound.0)?
                     && self.may_claim(holder)?
                     && !self.is_older_ready(bound.0)? =>
             {
@@ -202,6 +214,7 @@ impl Tx<'_> {
         if new == 0 {
             return Ok(AcceptResult::Attached(turn));
         }
+        self.take_token(org)?;
         let mut head_run = None;
         if let (Some(conversation), Some(seq)) = (laned, seq) {
             head_run = self.take_place(accept, conversation, lane.as_ref(), seq)?;
@@ -261,6 +274,10 @@ impl Tx<'_> {
             }
         };
         Ok(AcceptResult::Accepted { interrupted, claimed })
+    }
+
+    fn is_known(&self, org: &OrgId, turn: TurnId) -> Tried<bool> {
+        Ok(self.conn.prepare_cached(ACCEPT_KNOWN)?.exists(params![org.as_str(), turn.as_bytes()])?)
     }
 
     /// The turn that this message may join, and that turn's message.

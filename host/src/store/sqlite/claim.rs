@@ -113,7 +113,7 @@ impl Tx<'_> {
         let mut round = VecDeque::from(orgs);
         while claimed.len() < request.slots {
             let Some(org) = round.pop_front() else { break };
-            if self.counts.org(&org).running >= request.org_running_max.0 {
+            if !self.has_room(&org, request.org_running_max.0)? {
                 continue;
             }
             let Some(turn) = self.next_ready(&org)? else { continue };
@@ -143,7 +143,7 @@ impl Tx<'_> {
         }
         let mut found = false;
         for org in self.counts.ready_orgs() {
-            if self.counts.org(org).running < org_running_max && self.next_ready(org)?.is_some() {
+            if self.has_room(org, org_running_max)? && self.next_ready(org)?.is_some() {
                 found = true;
                 break;
             }

@@ -194,6 +194,9 @@ impl Tx<'_> {
             return Err(Fault::Corrupt(format!("turn {turn} ended {ended} times and its marker {deleted} times")));
         }
         self.shift(org, Some(elected.stage), None);
+        if let Some(usage) = ending.usage {
+            self.use_cpu(org, usage.cpu_ms)?;
+        }
         let promoted = match (&elected.conversation, elected.seq, elected.stage) {
             // Mostly nobody waits, and then there is nobody to look for.
             (Some(conversation), Some(_), Stage::Ready | Stage::Running) if self.counts.org(org).waiting > 0 => {

@@ -56,6 +56,8 @@ DELETE FROM worker_versions WHERE org_id = ?1 AND (worker, version) IN (SELECT w
 DELETE FROM modules WHERE org_id = ?1 AND digest IN (SELECT digest FROM modules WHERE org_id = ?1 LIMIT ?2)";
     ERASE_API_KEYS = "-- erase_api_keys
 DELETE FROM api_keys WHERE org_id = ?1 AND key_id IN (SELECT key_id FROM api_keys WHERE org_id = ?1 LIMIT ?2)";
+    ERASE_LIMITS = "-- erase_limits
+DELETE FROM org_limits WHERE org_id = ?1 AND org_id IN (SELECT org_id FROM org_limits WHERE org_id = ?1 LIMIT ?2)";
     ERASE_AUDIT = "-- erase_audit
 DELETE FROM audit WHERE org_id = ?1 AND (at, audit_id) IN (SELECT at, audit_id FROM audit WHERE org_id = ?1 LIMIT ?2)";
     ERASE_ORG = "-- erase_org
@@ -79,6 +81,7 @@ const ERASE: &[&str] = &[
     ERASE_WORKER_VERSIONS,
     ERASE_MODULES,
     ERASE_API_KEYS,
+    ERASE_LIMITS,
     ERASE_AUDIT,
 ];
 

@@ -18,9 +18,10 @@ use crate::event::EventId;
 use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, WorkerName};
 use crate::lease::Lease;
 use crate::notes::NotesChange;
+use crate::quota::{LimitsChange, OwnLimits};
 use crate::store::{
     Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, KeyRecord, LiveCounts, OrgRecord,
-    Page, Progress, Provisioned, PutAgent, PutAttachment, PutWorker, Result, Retained, Retention, SnapshotPlace,
+    OrgUse, Page, Progress, Provisioned, PutAgent, PutAttachment, PutWorker, Result, Retained, Retention, SnapshotPlace,
     SnapshotRecord, Starter, Store, StoreStatus, SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
 };
 
@@ -382,6 +383,22 @@ impl Store for SqliteStore {
 
     async fn orgs(&self) -> Result<Vec<OrgRecord>> {
         self.read_orgs().await
+    }
+
+    async fn set_org_limits(
+        &self,
+        org: &OrgId,
+        change: &LimitsChange,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<Option<OwnLimits>> {
+        let (org, change, by) = (org.clone(), *change, by.clone());
+        self.write_with(now, move |tx| tx.set_limits(&org, &change, &by)).await
+    }
+
+    async fn org_use(&self, org: &OrgId, now: Timestamp) -> Result<Option<OrgUse>> {
+        let org = org.clone();
+        self.write_with(now, move |tx| tx.org_use(&org)).await
     }
 
     async fn mark_org(&self, org: &OrgId, now: Timestamp, by: &Actor) -> Result<bool> {

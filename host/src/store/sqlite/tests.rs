@@ -21,7 +21,7 @@ struct Home {
 }
 
 fn options(dir: &TempDir) -> SqliteOptions {
-    SqliteOptions { data_dir: dir.path().join("data"), snapshots_kept: SNAPSHOTS_KEPT, readers: 2 }
+    SqliteOptions { snapshots_kept: SNAPSHOTS_KEPT, readers: 2, ..SqliteOptions::new(dir.path().join("data")) }
 }
 
 async fn world() -> World {
@@ -111,6 +111,12 @@ async fn check(world: &World) {
                 AND NOT EXISTS (SELECT 1 FROM attachments_released l WHERE l.org_id = a.org_id AND l.digest = a.digest)
              UNION ALL
              SELECT 1 FROM attachment_uploads u LEFT JOIN attachments a USING (org_id, digest) WHERE a.digest IS NULL",
+        ),
+        ("O3: limits and meters are an org's", "SELECT 1 FROM org_limits l LEFT JOIN orgs o USING (org_id) WHERE o.org_id IS NULL"),
+        (
+            "O3: a bucket and an hour hold no more than what came",
+            "SELECT 1 FROM org_limits WHERE tokens > max(1, coalesce(submit_burst, 1e9)) - 1
+                OR cpu_ms > (SELECT coalesce(sum(t.cpu_ms), 0) FROM turns t WHERE t.org_id = org_limits.org_id) + 0.001",
         ),
         ("nothing refused runs", "SELECT 1 FROM turn_markers WHERE state = 'running' AND refusal IS NOT NULL"),
     ] {
@@ -471,6 +477,7 @@ async fn no_statement_scans_a_table() {
         erase::STATEMENTS,
         facade::STATEMENTS,
         keys::STATEMENTS,
+        limits::STATEMENTS,
         orgs::STATEMENTS,
         reads::STATEMENTS,
         running::STATEMENTS,

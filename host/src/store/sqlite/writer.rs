@@ -3,6 +3,8 @@
 //! One batch of the journal is one transaction, row by row through cached prepared statements: on SQLite that beats clever SQL once no thread
 //! stands between. Two writers on one file would halve the rate. Driven by [`super::SqliteStore`], which holds it behind a fair mutex.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::mpsc::SyncSender;
 
@@ -10,8 +12,10 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
 
 use super::counts::{Counts, Stage};
+use super::limits::Limited;
 use crate::clock::Timestamp;
 use crate::ids::{OrgId, ReplicaId};
+use crate::quota::Quota;
 use crate::store::{StoreError, Write, Written};
 
 /// Pages of the log at which a write checkpoints what the checkpointer has left, so that the log starts anew.
@@ -96,13 +100,15 @@ pub(super) struct Writer {
     /// The org that was served last.
     cursor: Option<OrgId>,
     snapshots_kept: usize,
+    /// For orgs that have no limits of their own.
+    quota: Quota,
     checkpointer: SyncSender<()>,
     until_checkpoint: u32,
 }
 
 impl Writer {
     /// Opens `file`, which has its schema already.
-    pub(super) fn open(file: &Path, snapshots_kept: u32, checkpointer: SyncSender<()>) -> Tried<Writer> {
+    pub(super) fn open(file: &Path, snapshots_kept: u32, quota: Quota, checkpointer: SyncSender<()>) -> Tried<Writer> {
         let conn = Connection::open(file)?;
         conn.set_prepared_statement_cache_capacity(128);
         conn.busy_timeout(std::time::Duration::from_secs(5))?;
@@ -134,6 +140,7 @@ impl Writer {
             counts,
             cursor: None,
             snapshots_kept: kept,
+            quota,
             checkpointer,
             until_checkpoint: CHECKPOINT_EVERY,
         })
@@ -157,9 +164,11 @@ impl Writer {
             counts: &mut self.counts,
             cursor: &mut self.cursor,
             snapshots_kept: self.snapshots_kept,
+            quota: self.quota,
             now,
             holder: None,
             older_ready: None,
+            limited: RefCell::default(),
         };
         let done =
             work(&mut tx).and_then(|value| self.conn.execute_batch("COMMIT").map(|()| value).map_err(Fault::from));
@@ -217,6 +226,7 @@ impl Writer {
                         tx.conn.execute_batch("ROLLBACK TO item")?;
                         tx.counts.undo_to(mark);
                         tx.older_ready = None;
+                        tx.limited.take();
                         answers.push(Written::Failed(fault.text()));
                     }
                 }
@@ -227,17 +237,21 @@ impl Writer {
     }
 }
 
-/// An open transaction. What it does is in the modules named for it: `accept`, `claim`, `commit`, `running`, `conversations`, `catalog`.
+/// An open transaction. What it does is in the modules named for it: `accept`, `claim`, `commit`, `running`, `conversations`, `catalog`, `limits`.
 pub(super) struct Tx<'w> {
     pub(super) conn: &'w Connection,
     pub(super) counts: &'w mut Counts,
     pub(super) cursor: &'w mut Option<OrgId>,
     pub(super) snapshots_kept: usize,
+    /// For orgs that have no limits of their own.
+    pub(super) quota: Quota,
     pub(super) now: Timestamp,
     /// The holder that was asked about last, and whether it may claim. Nobody else writes meanwhile, so the answer stays true.
     pub(super) holder: Option<(ReplicaId, bool)>,
     /// Whether something older is ready for a slot; `None`: to be looked up.
     pub(super) older_ready: Option<bool>,
+    /// Orgs' own limits and meters, as this transaction has read and moved them.
+    pub(super) limited: RefCell<HashMap<OrgId, Limited>>,
 }
 
 impl Tx<'_> {

@@ -10,6 +10,7 @@ use crate::clock::Timestamp;
 use crate::gate::{Envelope, GateRefusal, SessionMode};
 use crate::ids::{OrgId, RunId, TurnId, WorkerName};
 use crate::lease::Lease;
+use crate::quota::{Exceeded, LimitName};
 use crate::store::{
     Accept, AcceptResult, Claimed, CommitResult, Ended, Fenced, Head, Result, Snapshot, Write, Written,
 };
@@ -87,10 +88,17 @@ fn refusal(row: &PgRow) -> Result<Refusal, sqlx::Error> {
         "attachment_not_found" => Refusal::AttachmentNotFound,
         "conversation_busy" => Refusal::ConversationBusy { active: TurnId(row.try_get("turn")?) },
         "conversation_queue_full" => Refusal::ConversationQueueFull,
-        "org_queue_full" => Refusal::OrgQueueFull,
+        "org_queue_full" => Refusal::OrgQueueFull { max: row.try_get::<f64, _>("limit_max")? as usize },
+        "cpu_ms_per_hour" => Refusal::Exceeded(exceeded(LimitName::CpuMsPerHour, row)?),
+        "submits_per_second" => Refusal::Exceeded(exceeded(LimitName::SubmitsPerSecond, row)?),
         "host_queue_full" => Refusal::HostQueueFull,
         other => return Err(odd(format!("{other:?} is no refusal"))),
     })
+}
+
+fn exceeded(limit: LimitName, row: &PgRow) -> Result<Exceeded, sqlx::Error> {
+    let wait_ms: Option<i64> = row.try_get("wait_ms")?;
+    Ok(Exceeded { limit, max: row.try_get("limit_max")?, wait_ms: wait_ms.map(i64::unsigned_abs) })
 }
 
 /// A turn that was accepted and started in one write: what the host has just sent does not come back.
