@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::agent::{Agent, AgentSettings};
-use crate::caller::Scopes;
+use crate::caller::{Role, Scopes};
 use crate::clock::Timestamp;
 use crate::ids::{AgentId, ConversationId, OrgId, UserId, WorkerName};
 use crate::quota::OwnLimits;
@@ -101,6 +101,12 @@ verbs! {
     KeyRevoke = "key.revoke";
     /// A key was replaced.
     KeyRotate = "key.rotate";
+    /// Somebody became a member.
+    MemberAdd = "member.add";
+    /// A member has another role.
+    MemberChange = "member.change";
+    /// Somebody is a member no more.
+    MemberRemove = "member.remove";
     /// The org was made.
     OrgCreate = "org.create";
     /// What the org lacked was filled in.
@@ -131,7 +137,7 @@ impl Verb {
 pub struct Act {
     /// What was done.
     pub verb: Verb,
-    /// To what: `agent/support`, `agent/support/conversation/c-42`, `worker/notes`, `key/0123456789abcdef`, `org`.
+    /// To what: `agent/support`, `agent/support/conversation/c-42`, `worker/notes`, `key/0123456789abcdef`, `member/ann`, `org`.
     pub resource: String,
     /// What belongs to the verb: a JSON object of bounded values.
     pub detail: Value,
@@ -179,6 +185,21 @@ impl Act {
     /// A key was replaced.
     pub fn key_rotate(id: &str, successor: &str) -> Act {
         Act::new(Verb::KeyRotate, format!("key/{}", cut(id, 64)), json!({"successor": cut(successor, 64)}))
+    }
+
+    /// Somebody became a member (`before`: none), or a member has another role.
+    pub fn member_put(user: &UserId, before: Option<Role>, after: Role) -> Act {
+        let resource = format!("member/{user}");
+        match before {
+            None => Act::new(Verb::MemberAdd, resource, json!({"role": after})),
+            Some(before) => Act::new(Verb::MemberChange, resource, json!({"from": before, "to": after})),
+        }
+    }
+
+    /// A member went, and these keys of theirs ended.
+    pub fn member_remove(user: &UserId, before: Role, keys: &[String]) -> Vec<Act> {
+        let gone = Act::new(Verb::MemberRemove, format!("member/{user}"), json!({"role": before, "keys": keys.len()}));
+        std::iter::once(gone).chain(keys.iter().map(|key| Act::key_revoke(key))).collect()
     }
 
     /// An org was made.

@@ -41,8 +41,18 @@ scopes! {
 impl Scopes {
     /// Whether every scope of `other` is among these; `admin` includes `turns` and `deploy`.
     pub fn include(self, other: Scopes) -> bool {
+        self.whole() & other.0 == other.0
+    }
+
+    /// What both allow.
+    #[must_use]
+    pub fn shared_with(self, other: Scopes) -> Scopes {
+        Scopes(self.whole() & other.whole())
+    }
+
+    fn whole(self) -> u8 {
         let implied = if self.0 & Scopes::ADMIN.0 != 0 { Scopes::TURNS.0 | Scopes::DEPLOY.0 } else { 0 };
-        (self.0 | implied) & other.0 == other.0
+        self.0 | implied
     }
 
     /// Both.
@@ -90,10 +100,46 @@ impl<'de> Deserialize<'de> for Scopes {
     }
 }
 
+/// As what somebody belongs to an org: what they may do there with a credential that is theirs and not the org's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Runs turns and reads their own.
+    Member,
+    /// All of the org but its owners.
+    Admin,
+    /// All of the org.
+    Owner,
+}
+
+impl Role {
+    /// As stored and sent.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Member => "member",
+            Role::Admin => "admin",
+            Role::Owner => "owner",
+        }
+    }
+
+    /// From its text.
+    pub fn parse(text: &str) -> Option<Role> {
+        [Role::Member, Role::Admin, Role::Owner].into_iter().find(|role| role.as_str() == text)
+    }
+
+    /// What it allows. Nothing of adapters, backends and operators: those have keys.
+    pub fn scopes(self) -> Scopes {
+        match self {
+            Role::Member => Scopes::TURNS,
+            Role::Admin | Role::Owner => Scopes::ADMIN,
+        }
+    }
+}
+
 /// The authenticated caller of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// The org of the key.
+    /// The org of the key, or the one of theirs that the request is for.
     pub org: OrgId,
     /// The user of the key.
     pub user: UserId,
@@ -181,5 +227,18 @@ mod tests {
         assert!(Scopes::ADMIN.include(Scopes::TURNS.and(Scopes::DEPLOY)));
         assert!(!Scopes::ADMIN.include(Scopes::OPERATOR));
         assert!(!Scopes::TURNS.include(Scopes::DEPLOY));
+    }
+
+    #[test]
+    fn a_role_allows_no_more_than_the_credential_and_no_less_than_both() {
+        let shared = |scopes: &str, role: Role| Scopes::parse(scopes).unwrap().shared_with(role.scopes()).to_string();
+        assert_eq!(shared("admin", Role::Member), "turns");
+        assert_eq!(shared("admin,operator,act_as,ingest", Role::Owner), "turns,deploy,admin");
+        assert_eq!(shared("deploy", Role::Admin), "deploy");
+        assert_eq!(shared("deploy", Role::Member), "");
+        for role in [Role::Member, Role::Admin, Role::Owner] {
+            assert_eq!(Role::parse(role.as_str()), Some(role));
+        }
+        assert_eq!(Role::parse("root"), None);
     }
 }

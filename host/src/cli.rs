@@ -45,6 +45,8 @@ mod turns;
 
 mod audit;
 
+mod members;
+
 mod export;
 
 mod orgs;
@@ -114,9 +116,11 @@ enum Command {
     Turns(turns::Args),
     /// Show who did what in the org
     Audit(audit::Args),
+    /// List, add and remove members of the org
+    Members(members::Args),
     /// Read out all of the org, or of a conversation, as JSON lines
     Export(export::Args),
-    /// Make, list and delete orgs, on the database directly
+    /// Make, list and delete orgs and give them members, on the database directly
     Orgs(orgs::Args),
     /// Make, list, rotate and revoke API keys, on the database directly
     Keys(keys::Args),
@@ -148,6 +152,7 @@ impl Cli {
             Command::Conversations(args) => conversations::run(args, output).await,
             Command::Turns(args) => turns::run(args, output).await,
             Command::Audit(args) => audit::run(args, output).await,
+            Command::Members(args) => members::run(args, output).await,
             Command::Export(args) => export::run(args, output).await,
             Command::Orgs(args) => orgs::run(args, output).await,
             Command::Keys(args) => keys::run(args, output).await,

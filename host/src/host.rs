@@ -15,7 +15,7 @@ use crate::dispatch::Dispatch;
 use crate::events::{Bounds, LiveTurns};
 use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId};
 use crate::journal::{Journal, Observer as _};
-use crate::keys::{Authenticated, Authenticator};
+use crate::keys::{Authenticator, Bearer};
 use crate::oidc::Issuers;
 use crate::private_dirs::PrivateDirs;
 use crate::quota::Quota;
@@ -185,7 +185,7 @@ impl Host {
     }
 
     /// When a key ends that was used, if that is soon: whoever uses it should be told. Tokens end soon by their nature.
-    pub fn key_ends_soon(&self, who: &Authenticated) -> Option<Timestamp> {
+    pub fn key_ends_soon(&self, who: &Bearer) -> Option<Timestamp> {
         let soon = self.clock.now().plus_ms(self.config.limits.key_warning_ms());
         who.expires_at.filter(|at| matches!(who.by, Credential::Key { .. }) && *at <= soon)
     }

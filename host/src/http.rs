@@ -1,8 +1,8 @@
 //! The gateway: an axum edge that parses what comes in, asks the host, and says how it went.
 //!
 //! Statuses, headers and problem bodies live here and nowhere below; no wasmtime and no SQL is seen here. One file a kind of resource
-//! (`workers`, `agents`, `conversations`, `turns`, `ticket`, `attachments`, `ingest`, `limits`), each with its routes and their documentation; what they
-//! share stands beside
+//! (`workers`, `agents`, `conversations`, `turns`, `ticket`, `attachments`, `ingest`, `members`, `limits`), each with its routes and their
+//! documentation; what they share stands beside
 //! them (`auth`, `params`, `page`, `body`, `negotiate`, `problem`, `sse`). `observe` is around them all. [`serve`] drives connections.
 
 use std::ops::Deref;
@@ -63,6 +63,8 @@ mod attachments;
 mod audit;
 
 mod limits;
+
+mod members;
 
 mod export;
 
@@ -141,6 +143,7 @@ fn routes() -> OpenApiRouter<Gateway> {
         .merge(ingest::routes())
         .merge(audit::routes())
         .merge(limits::routes())
+        .merge(members::routes())
         .merge(export::routes())
 }
 

@@ -19,7 +19,8 @@ use crate::caller::{Caller, Credential, Scopes};
 use crate::clock::{Clock, Timestamp};
 use crate::ids::{OrgId, TurnId, UserId};
 use crate::limits::Limits;
-use crate::oidc::{self, Issuers, TokenError};
+use crate::members::{Asked, Memberships, OrgError};
+use crate::oidc::{self, Issuers, Of, TokenError, Verified, is_among};
 use crate::store::{KeyRecord, KeyState, Store, StoreError};
 use crate::tickets::{Ticket, Tickets};
 
@@ -42,7 +43,7 @@ const VOUCHED_FOR: Duration = Duration::from_secs(3600);
 const WARNED_EVERY: Duration = Duration::from_secs(86_400);
 
 /// Keys and addresses that are remembered at once.
-const REMEMBERED_MAX: u64 = 20_000;
+pub(crate) const REMEMBERED_MAX: u64 = 20_000;
 
 /// A key that has just been made. Its secret is nowhere else: show it now.
 pub struct NewKey {
@@ -128,6 +129,8 @@ enum Refused {
     Token(oidc::Reason),
     /// A token of an org that is not here.
     Org,
+    /// A token of somebody who is no member of its org, where they must be one.
+    Member,
 }
 
 impl Refused {
@@ -138,27 +141,41 @@ impl Refused {
             Refused::Ticket => "ticket",
             Refused::Token(reason) => reason.as_str(),
             Refused::Org => "token_org",
+            Refused::Member => "token_member",
         }
     }
 }
 
-/// Who somebody has been found to be.
+/// Who somebody has been found to be. For which org they speak is [`Authenticator::caller`]'s to say.
 #[derive(Debug, Clone)]
-pub struct Authenticated {
-    /// On whose behalf.
-    pub caller: Caller,
+pub struct Bearer {
+    /// Who.
+    pub user: UserId,
+    /// For which org.
+    pub of: Of,
+    /// What they may do at most.
+    pub scopes: Scopes,
+    /// For the audit: `key:<id>`. No secret.
+    pub credential: Arc<str>,
     /// By what.
     pub by: Credential,
     /// When that ends.
     pub expires_at: Option<Timestamp>,
 }
 
-impl Authenticated {
+impl Bearer {
     /// Of a key that works, but for its end.
-    fn of(key: KeyRecord) -> Authenticated {
-        let credential = format!("key:{}", key.id).into();
-        let caller = Caller { org: key.org, user: key.user, scopes: key.scopes, credential };
-        Authenticated { caller, by: Credential::Key { id: key.id.into() }, expires_at: key.expires_at }
+    fn of_key(key: KeyRecord) -> Bearer {
+        let (credential, by) = (format!("key:{}", key.id).into(), Credential::Key { id: key.id.into() });
+        let (of, expires_at) = (Of::Org(key.org), key.expires_at);
+        Bearer { user: key.user, of, scopes: key.scopes, credential, by, expires_at }
+    }
+
+    /// Of a token that is good.
+    fn of_token(token: Verified) -> Bearer {
+        let (credential, by) = (format!("token:{}", token.issuer).into(), Credential::Token { issuer: token.issuer });
+        let expires_at = Some(token.until);
+        Bearer { user: token.user, of: token.of, scopes: token.scopes, credential, by, expires_at }
     }
 
     fn is_over(&self, now: Timestamp) -> bool {
@@ -171,22 +188,24 @@ struct Failures {
     count: AtomicU32,
 }
 
-/// Turns what is presented into a [`Caller`].
+/// Turns what is presented into a [`Bearer`], and a request of theirs into a [`Caller`]'s.
 pub struct Authenticator {
     store: Arc<dyn Store>,
     clock: Clock,
     failures_per_minute: u32,
     /// Also remembers, as `None`, what is no key: guessing does not reach the store twice.
-    trusted: moka::future::Cache<[u8; 32], Option<Arc<Authenticated>>>,
+    trusted: moka::future::Cache<[u8; 32], Option<Arc<Bearer>>>,
     /// The same by org and id, for tickets: each names the key that asked for it.
-    named: moka::future::Cache<(OrgId, Arc<str>), Option<Arc<Authenticated>>>,
+    named: moka::future::Cache<(OrgId, Arc<str>), Option<Arc<Bearer>>>,
     /// Makes stream tickets and knows them again.
     pub tickets: Tickets,
     issuers: Arc<Issuers>,
     /// Tokens that were good, by their SHA-256.
-    verified: moka::sync::Cache<[u8; 32], Arc<Authenticated>>,
+    verified: moka::sync::Cache<[u8; 32], Arc<Bearer>>,
     /// Whether there is such an org. A key is an org's by its row; a token only says so.
     orgs: moka::future::Cache<OrgId, bool>,
+    /// Who belongs to which org.
+    pub members: Memberships,
     vouched: moka::sync::Cache<[u8; 32], ()>,
     failures: moka::sync::Cache<IpAddr, Arc<Failures>>,
     used: Mutex<HashSet<(OrgId, String)>>,
@@ -200,6 +219,7 @@ impl Authenticator {
     pub fn new(store: Arc<dyn Store>, clock: Clock, limits: &Limits, issuers: Arc<Issuers>) -> Authenticator {
         Authenticator {
             tickets: Tickets::new(store.clone(), clock.clone()),
+            members: Memberships::new(store.clone()),
             store,
             clock,
             failures_per_minute: limits.auth_failures_per_minute,
@@ -217,7 +237,7 @@ impl Authenticator {
     }
 
     /// Whose key or token this is. `from` is the address that presents it, where there is one.
-    pub async fn authenticate(&self, secret: Option<&str>, from: Option<IpAddr>) -> Result<Authenticated, AuthError> {
+    pub async fn authenticate(&self, secret: Option<&str>, from: Option<IpAddr>) -> Result<Bearer, AuthError> {
         match secret {
             Some(key) if key.starts_with(PREFIX) => self.by_key(key, from).await,
             Some(token) if !self.issuers.is_empty() => self.by_token(token, from).await,
@@ -225,30 +245,26 @@ impl Authenticator {
         }
     }
 
-    async fn by_key(&self, key: &str, from: Option<IpAddr>) -> Result<Authenticated, AuthError> {
+    async fn by_key(&self, key: &str, from: Option<IpAddr>) -> Result<Bearer, AuthError> {
         let Some(hash) = hash(key) else { return Err(self.failed(from, Refused::None)) };
         let known = match self.trusted.get(&hash).await {
             Some(known) => known,
             None => self.look_up(hash, from).await?,
         };
         match known {
-            Some(known) if !known.is_over(self.clock.now()) => Ok(Authenticated::clone(&known)),
+            Some(known) if !known.is_over(self.clock.now()) => Ok(Bearer::clone(&known)),
             _ => Err(self.failed(from, Refused::Key)),
         }
     }
 
     /// A signature cannot be guessed, and costs no look at the store: so that a good token goes on where somebody else has failed too often.
-    async fn by_token(&self, token: &str, from: Option<IpAddr>) -> Result<Authenticated, AuthError> {
+    async fn by_token(&self, token: &str, from: Option<IpAddr>) -> Result<Bearer, AuthError> {
         let (hash, now): ([u8; 32], _) = (Sha256::digest(token.as_bytes()).into(), self.clock.now());
         let known = match self.verified.get(&hash) {
             Some(known) => known,
             None => match self.issuers.verify(token, now).await {
                 Ok(verified) => {
-                    let known = Arc::new(Authenticated {
-                        caller: verified.caller,
-                        by: Credential::Token { issuer: verified.issuer },
-                        expires_at: Some(verified.until),
-                    });
+                    let known = Arc::new(Bearer::of_token(verified));
                     self.verified.insert(hash, known.clone());
                     known
                 }
@@ -259,10 +275,32 @@ impl Authenticator {
         if known.is_over(now) {
             return Err(self.failed(from, Refused::Token(oidc::Reason::Expired)));
         }
-        if !self.is_org(&known.caller.org).await? {
-            return Err(self.failed(from, Refused::Org));
+        let mut known = Bearer::clone(&known);
+        match &known.of {
+            Of::Org(org) if !self.is_org(org).await? => return Err(self.failed(from, Refused::Org)),
+            Of::MembersOf(org) => match self.members.role(org, &known.user).await.map_err(AuthError::Store)? {
+                Some(role) => known.scopes = known.scopes.shared_with(role.scopes()),
+                None => return Err(self.failed(from, Refused::Member)),
+            },
+            Of::Org(_) | Of::Membership(_) => {}
         }
-        Ok(Authenticated::clone(&known))
+        Ok(known)
+    }
+
+    /// For which org somebody speaks in a request, and what they may do there.
+    pub async fn caller(&self, who: &Bearer, asked: &Asked) -> Result<Caller, OrgError> {
+        let (org, scopes) = match &who.of {
+            // Whether the other one is there makes no difference.
+            Of::Org(org) | Of::MembersOf(org) if asked.org.as_ref().is_some_and(|named| named != org) => {
+                return Err(OrgError::NotThere);
+            }
+            Of::Org(org) | Of::MembersOf(org) => (org.clone(), who.scopes),
+            Of::Membership(among) => {
+                let found = self.members.find(&who.user, among, asked).await?;
+                (found.org, who.scopes.shared_with(found.role.scopes()))
+            }
+        };
+        Ok(Caller { org, user: who.user.clone(), scopes, credential: who.credential.clone() })
     }
 
     async fn is_org(&self, org: &OrgId) -> Result<bool, AuthError> {
@@ -278,7 +316,7 @@ impl Authenticator {
         let read = self.tickets.read(ticket).await.map_err(|error| AuthError::Store(Arc::new(error)))?;
         match read.filter(|ticket| ticket.turn == turn) {
             Some(ticket) if self.still_good(&ticket).await? => {
-                let scopes = if ticket.as_admin { Scopes::ADMIN } else { Scopes::TURNS };
+                let scopes = reads_with(&ticket);
                 Ok(Caller { org: ticket.org, user: ticket.user, scopes, credential: "ticket".into() })
             }
             _ => Err(self.failed(from, Refused::Ticket)),
@@ -289,8 +327,16 @@ impl Authenticator {
     async fn still_good(&self, ticket: &Ticket) -> Result<bool, AuthError> {
         let id = match &ticket.by {
             Credential::Key { id } => id,
-            // Its end is the ticket's; before that nobody can revoke a token.
-            Credential::Token { issuer } => return Ok(self.issuers.trusts(issuer) && self.is_org(&ticket.org).await?),
+            // Its end is the ticket's; before that nobody can revoke a token, but its user may be a member no more.
+            Credential::Token { issuer } => match self.issuers.settings(issuer) {
+                None => return Ok(false),
+                Some(settings) if settings.by_membership() => {
+                    let role = self.members.role(&ticket.org, &ticket.user).await.map_err(AuthError::Store)?;
+                    let reads = role.is_some_and(|role| role.scopes().include(reads_with(ticket)));
+                    return Ok(reads && is_among(&settings.orgs, &ticket.org));
+                }
+                Some(_) => return self.is_org(&ticket.org).await,
+            },
         };
         let read = async { Ok(self.store.key_by_id(&ticket.org, id).await?.and_then(|key| self.found(key))) };
         let known = self.named.try_get_with((ticket.org.clone(), id.clone()), read).await.map_err(AuthError::Store)?;
@@ -298,7 +344,7 @@ impl Authenticator {
     }
 
     /// Asks the store, once for all requests that want to know at the same moment.
-    async fn look_up(&self, hash: [u8; 32], from: Option<IpAddr>) -> Result<Option<Arc<Authenticated>>, AuthError> {
+    async fn look_up(&self, hash: [u8; 32], from: Option<IpAddr>) -> Result<Option<Arc<Bearer>>, AuthError> {
         if self.blocked(from).is_some() && !self.vouched.contains_key(&hash) {
             return Err(self.failed(from, Refused::Key));
         }
@@ -313,7 +359,7 @@ impl Authenticator {
     }
 
     /// What is kept in memory of a key that the store has; `None` when it was revoked.
-    fn found(&self, key: KeyRecord) -> Option<Arc<Authenticated>> {
+    fn found(&self, key: KeyRecord) -> Option<Arc<Bearer>> {
         if key.revoked_at.is_some() {
             return None;
         }
@@ -330,7 +376,7 @@ impl Authenticator {
                 );
             });
         }
-        Some(Arc::new(Authenticated::of(key)))
+        Some(Arc::new(Bearer::of_key(key)))
     }
 
     /// Counts a failure and says how it is answered.
@@ -362,6 +408,11 @@ impl Authenticator {
         }
         written
     }
+}
+
+/// As whom a ticket reads: its user, or an admin for what is another's.
+fn reads_with(ticket: &Ticket) -> Scopes {
+    if ticket.as_admin { Scopes::ADMIN } else { Scopes::TURNS }
 }
 
 fn wait_s(failures: &Failures) -> u64 {

@@ -64,6 +64,8 @@ pub mod registry;
 
 pub mod keys;
 
+pub mod members;
+
 pub mod tickets;
 
 pub mod oidc;

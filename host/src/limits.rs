@@ -90,6 +90,8 @@ limits! {
     org_workers_max: usize = 1_000;
     /// Agents of one org.
     org_agents_max: usize = 1_000;
+    /// Members of one org.
+    org_members_max: usize = 10_000;
 
     // Queues.
     /// Turns of one conversation that wait behind its running one.

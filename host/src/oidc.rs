@@ -25,8 +25,8 @@ mod keys;
 
 mod settings;
 
-pub use claims::Verified;
-pub use settings::{Algorithm, Settings};
+pub use claims::{Of, Verified};
+pub use settings::{Algorithm, Settings, is_among};
 
 use keys::KeySet;
 
@@ -120,9 +120,9 @@ impl Issuers {
         self.0.is_empty()
     }
 
-    /// Whether the operator still trusts the issuer of this name.
-    pub fn trusts(&self, name: &str) -> bool {
-        self.0.iter().any(|issuer| *issuer.name == *name)
+    /// What the operator says of the issuer of this name, if it is trusted still.
+    pub fn settings(&self, name: &str) -> Option<&Settings> {
+        self.0.iter().find(|issuer| *issuer.name == *name).map(|issuer| &issuer.settings)
     }
 
     /// Keeps every issuer's keys fresh, for ever.

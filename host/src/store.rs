@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::agent::{Agent, AgentSettings};
 use crate::attachment::{Attachment, AttachmentId};
 use crate::audit::{Act, Actor, AuditEntry, AuditFilter, AuditPlace};
-use crate::caller::Owned;
+use crate::caller::{Owned, Role};
 use crate::clock::Timestamp;
 use crate::event::EventId;
 use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, WorkerName};
@@ -30,6 +30,7 @@ macro_rules! statements {
         pub(super) const STATEMENTS: &[(&str, &str)] = &[$((stringify!($name), $name)),*];
     };
 }
+mod members;
 mod records;
 mod status;
 
@@ -39,6 +40,7 @@ pub mod sqlite;
 #[cfg(test)]
 mod conformance;
 
+pub use members::{Member, MemberRefusal, Membership, PutMember, RemoveMember};
 pub use records::*;
 pub use status::{Finding, Health, Hint, Progress, ReplicaStatus, StoreStatus};
 
@@ -348,6 +350,37 @@ pub trait Store: Send + Sync + 'static {
     async fn ticket_keys(&self) -> Result<Vec<TicketKey>>;
     /// Adds one, if its number is the next; `false`: another host was first. Those before its predecessor are forgotten.
     async fn add_ticket_key(&self, number: i64, secret: [u8; 32], now: Timestamp) -> Result<bool>;
+
+    // -- members
+    /// An org's members by user, after one.
+    async fn members(&self, org: &OrgId, after: Option<&UserId>, limit: usize) -> Result<Page<Member>>;
+    /// As what somebody belongs to an org; `None`: they do not, or it is being deleted, or there is none.
+    async fn role(&self, org: &OrgId, user: &UserId) -> Result<Option<Role>>;
+    /// The orgs to which somebody belongs, by id, at most `limit`.
+    async fn memberships(&self, user: &UserId, limit: usize) -> Result<Vec<Membership>>;
+    /// The one among somebody's orgs that has this turn. Nothing is looked for in others': it takes the same time whether they have it or nobody does.
+    async fn membership_of_turn(&self, user: &UserId, turn: TurnId) -> Result<Option<Membership>>;
+    /// Makes somebody a member, or gives a member another role. `changer`: on whose behalf; `None` for the operator, who may make owners, too.
+    #[allow(clippy::too_many_arguments)]
+    async fn put_member(
+        &self,
+        org: &OrgId,
+        user: &UserId,
+        role: Role,
+        changer: Option<&UserId>,
+        members_max: usize,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<PutMember>;
+    /// Takes a member out of an org and ends their keys there.
+    async fn remove_member(
+        &self,
+        org: &OrgId,
+        user: &UserId,
+        changer: Option<&UserId>,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<RemoveMember>;
 
     // -- audit: whatever takes an `Actor` above writes down who did it, in its own transaction
     /// Writes down what changes nothing in the store, before it is done. `None`: in the host's own audit.

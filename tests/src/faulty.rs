@@ -14,7 +14,7 @@ use tokio::sync::{broadcast, watch};
 use turnhouse::agent::{Agent, AgentSettings};
 use turnhouse::attachment::{Attachment, AttachmentId};
 use turnhouse::audit::{Act, Actor, AuditEntry, AuditFilter, AuditPlace};
-use turnhouse::caller::Owned;
+use turnhouse::caller::{Owned, Role};
 use turnhouse::clock::{Clock, Timestamp};
 use turnhouse::event::EventId;
 use turnhouse::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, WorkerName};
@@ -23,9 +23,9 @@ use turnhouse::notes::NotesChange;
 use turnhouse::quota::{LimitsChange, OwnLimits};
 use turnhouse::store::{
     Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, Hint, KeyRecord, LiveCounts,
-    OrgRecord, OrgUse, Page, Progress, Provisioned, PutAgent, PutAttachment, PutWorker, Result, Retained, Retention,
-    SnapshotPlace, SnapshotRecord, Starter, Store, StoreError, StoreStatus, SweepFindings, TicketKey, TurnRecord,
-    WorkerVersion, Write, Written,
+    Member, Membership, OrgRecord, OrgUse, Page, Progress, Provisioned, PutAgent, PutAttachment, PutMember, PutWorker,
+    RemoveMember, Result, Retained, Retention, SnapshotPlace, SnapshotRecord, Starter, Store, StoreError, StoreStatus,
+    SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
 };
 use uuid::Uuid;
 
@@ -526,6 +526,47 @@ impl Store for Faulty {
 
     async fn touch_keys(&self, used: &[(OrgId, String)], now: Timestamp) -> Result<()> {
         self.through(Call::Read, self.store.touch_keys(used, self.now(now))).await
+    }
+
+    async fn members(&self, org: &OrgId, after: Option<&UserId>, limit: usize) -> Result<Page<Member>> {
+        self.through(Call::Read, self.store.members(org, after, limit)).await
+    }
+
+    async fn role(&self, org: &OrgId, user: &UserId) -> Result<Option<Role>> {
+        self.through(Call::Read, self.store.role(org, user)).await
+    }
+
+    async fn memberships(&self, user: &UserId, limit: usize) -> Result<Vec<Membership>> {
+        self.through(Call::Read, self.store.memberships(user, limit)).await
+    }
+
+    async fn membership_of_turn(&self, user: &UserId, turn: TurnId) -> Result<Option<Membership>> {
+        self.through(Call::Read, self.store.membership_of_turn(user, turn)).await
+    }
+
+    async fn put_member(
+        &self,
+        org: &OrgId,
+        user: &UserId,
+        role: Role,
+        changer: Option<&UserId>,
+        members_max: usize,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<PutMember> {
+        let put = self.store.put_member(org, user, role, changer, members_max, self.now(now), by);
+        self.through(Call::Read, put).await
+    }
+
+    async fn remove_member(
+        &self,
+        org: &OrgId,
+        user: &UserId,
+        changer: Option<&UserId>,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<RemoveMember> {
+        self.through(Call::Read, self.store.remove_member(org, user, changer, self.now(now), by)).await
     }
 
     async fn record_act(&self, org: Option<&OrgId>, act: &Act, now: Timestamp, by: &Actor) -> Result<()> {

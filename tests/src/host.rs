@@ -5,11 +5,11 @@ use std::path::Path;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use turnhouse::audit::Actor;
-use turnhouse::caller::Scopes;
+use turnhouse::caller::{Role, Scopes};
 use turnhouse::config::Config;
 use turnhouse::host::Host;
 use turnhouse::ids::{OrgId, UserId};
-use turnhouse::store::LiveCounts;
+use turnhouse::store::{LiveCounts, PutMember};
 use turnhouse::{http, keys};
 
 use crate::client::Client;
@@ -79,6 +79,15 @@ impl TestHost {
             self.host.store.create_key(key.hash, &key.record, &Actor::command_line()).await.expect("the key is stored")
         );
         Client::new(&self.url, &key.secret)
+    }
+
+    /// Makes a user a member of an org that there is, or gives a member another role.
+    pub async fn join(&self, org: &str, user: &str, role: Role) {
+        let (org, user) = (OrgId::parse(org).expect("an org id"), UserId::parse(user).expect("a user id"));
+        let (now, by) = (self.host.clock.now(), Actor::command_line());
+        let put = self.host.store.put_member(&org, &user, role, None, usize::MAX, now, &by).await;
+        let put = put.expect("the store answers");
+        assert!(matches!(put, PutMember::Stored { .. }), "{put:?}");
     }
 
     /// Live turns by state.

@@ -204,6 +204,11 @@ impl Tables {
                 }
             }
         }
+        for row in self.rows(
+            "SELECT org_id FROM orgs o WHERE NOT EXISTS (SELECT 1 FROM org_members m WHERE m.org_id = o.org_id AND m.role = 'owner')",
+        ) {
+            faults.push(format!("org {} has no owner among its members", row.text(0)));
+        }
         for turn in self.turns().iter().filter(|turn| turn.outcome.is_none()) {
             faults.push(format!("turn {} of {} has no end", turn.id, turn.lane));
         }

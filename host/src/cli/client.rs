@@ -7,6 +7,7 @@ use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde_json::Value;
+use turnhouse::ids::OrgId;
 
 use super::output::note;
 use super::{CliError, Result};
@@ -28,6 +29,10 @@ pub struct Server {
     /// The API key, `th_…`; better in the environment, where other users do not see it
     #[arg(long, env = "TURNHOUSE_API_KEY", hide_env_values = true, value_name = "KEY")]
     pub api_key: Option<Secret>,
+
+    /// For which org: of a token that names none, whose user is a member of several
+    #[arg(long, env = "TURNHOUSE_ORG", value_name = "ORG", id = "for_org")]
+    pub org: Option<OrgId>,
 }
 
 /// A key on its way from the command line to a header: never printed.
@@ -94,7 +99,10 @@ impl Client {
         let mut bearer = HeaderValue::from_str(&format!("Bearer {key}"))
             .map_err(|_| CliError::usage("the API key has characters that no key has"))?;
         bearer.set_sensitive(true);
-        let headers = HeaderMap::from_iter([(AUTHORIZATION, bearer)]);
+        let mut headers = HeaderMap::from_iter([(AUTHORIZATION, bearer)]);
+        if let Some(org) = &server.org {
+            headers.insert("turnhouse-org", HeaderValue::from_str(org.as_str()).expect("ids are ASCII"));
+        }
         let build = |builder: reqwest::ClientBuilder| {
             let builder = builder.default_headers(headers.clone()).connect_timeout(CONNECT_TIMEOUT);
             // A proxy for the world outside does not know this machine's own ports.
@@ -302,7 +310,7 @@ mod tests {
     use super::*;
 
     fn server(url: &str, key: Option<&str>) -> Server {
-        Server { url: url.parse().unwrap(), api_key: key.map(|key| Secret(key.to_owned())) }
+        Server { url: url.parse().unwrap(), api_key: key.map(|key| Secret(key.to_owned())), org: None }
     }
 
     #[test]

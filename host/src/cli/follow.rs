@@ -144,7 +144,7 @@ mod tests {
             }
             seen
         });
-        (Server { url, api_key: Some("th_x".to_owned().into()) }, server)
+        (Server { url, api_key: Some("th_x".to_owned().into()), org: None }, server)
     }
 
     #[tokio::test]

@@ -1,17 +1,18 @@
-//! `turnhouse orgs`: make, mend, bound, list and delete orgs, on the database directly.
+//! `turnhouse orgs`: make, mend, bound, list and delete orgs and give them members, on the database directly.
 
 use clap::Subcommand;
 use serde_json::{Value, json};
 use turnhouse::audit::{Actor, AuditEntry, AuditFilter};
+use turnhouse::caller::Role;
 use turnhouse::clock::{Clock, Timestamp};
 use turnhouse::erase::erase_alone;
 use turnhouse::ids::{OrgId, UserId};
 use turnhouse::private_dirs::PrivateDirs;
 use turnhouse::quota::{LimitName, LimitsChange, Standing};
-use turnhouse::store::{DefaultAgent, OrgUse, Provisioned, StoreError};
+use turnhouse::store::{DefaultAgent, OrgUse, Provisioned, PutMember, StoreError};
 
 use super::output::Output;
-use super::{CliError, Result, database, starter};
+use super::{CliError, Result, database, members, starter};
 
 /// How often it is asked whether the hosts are done.
 const ASK_EVERY: std::time::Duration = std::time::Duration::from_millis(250);
@@ -19,9 +20,10 @@ const ASK_EVERY: std::time::Duration = std::time::Duration::from_millis(250);
 const EXAMPLES: &str = "\
 Examples:
   turnhouse orgs create acme --owner ann@acme.example
+  turnhouse orgs member acme bob@acme.example --role admin
   turnhouse orgs list --json";
 
-/// Make, list and delete orgs, on the database directly
+/// Make, list and delete orgs and give them members, on the database directly
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -63,6 +65,19 @@ enum Action {
         org: OrgId,
         #[command(flatten)]
         change: ChangeArgs,
+        #[command(flatten)]
+        database: database::DataArgs,
+    },
+    /// Make somebody a member of an org, or give a member another role: also an owner, where the org has lost its own
+    #[command(after_help = "Example:\n  turnhouse orgs member acme ann@acme.example --role owner")]
+    Member {
+        /// The org
+        org: OrgId,
+        /// The user
+        user: UserId,
+        /// As what: member, admin, owner
+        #[arg(long, value_parser = members::role, default_value = "member")]
+        role: Role,
         #[command(flatten)]
         database: database::DataArgs,
     },
@@ -181,6 +196,25 @@ pub async fn run(args: Args, output: Output) -> Result {
             }
             delete(&org, no_wait, &database, output).await?;
         }
+        Action::Member { org, user, role, database } => {
+            let max = database.load()?.limits.org_members_max;
+            let store = database.open().await?;
+            let now = Clock::system().now();
+            let put = store.put_member(&org, &user, role, None, max, now, &Actor::command_line()).await;
+            store.close().await;
+            match put.map_err(database::failed)? {
+                PutMember::Stored { member, .. } => members::told(&member.user, &org, member.role, output),
+                PutMember::NoOrg => return Err(no_such_org(&org)),
+                PutMember::Full => {
+                    return Err(CliError::failed(format!("org {org} has {max} members"))
+                        .help("remove some, or raise limits.org_members_max"));
+                }
+                PutMember::Refused(_) => {
+                    return Err(CliError::failed(format!("{user} is the last owner of org {org}"))
+                        .help(format!("make another one first: turnhouse orgs member {org} USER --role owner")));
+                }
+            }
+        }
         Action::Audit { org, limit, database } => {
             let store = database.open().await?;
             let page = store.audit(org.as_ref(), &AuditFilter::All, Timestamp(0), None, limit as usize).await;
@@ -279,10 +313,14 @@ async fn delete(org: &OrgId, no_wait: bool, database: &database::DataArgs, outpu
     let done: Result<bool, StoreError> = done.await;
     store.close().await;
     if !done.map_err(database::failed)? {
-        return Err(CliError::failed(format!("there is no org {org}")).help("see `turnhouse orgs list`"));
+        return Err(no_such_org(org));
     }
     output.done(if no_wait { "marked" } else { "deleted" }, "org", org.as_str());
     Ok(())
+}
+
+fn no_such_org(org: &OrgId) -> CliError {
+    CliError::failed(format!("there is no org {org}")).help("see `turnhouse orgs list`")
 }
 
 /// Tells what an org was given.
@@ -293,7 +331,8 @@ fn provisioned(org: &OrgId, owner: &UserId, done: &Provisioned, output: Output) 
             DefaultAgent::Made(agent) => (Some(agent), Some(agent)),
             DefaultAgent::LeftOut | DefaultAgent::NoRoom | DefaultAgent::Deleting => (None, None),
         };
-        output.json(&json!({"id": org, "created": done.created, "owner_set": done.owner_set, "default_agent": agent,
+        output.json(&json!({"id": org, "created": done.created, "owner_set": done.owner_set,
+            "owner_joined": done.owner_joined, "default_agent": agent,
             "default_agent_created": made}));
         return;
     }
@@ -304,6 +343,9 @@ fn provisioned(org: &OrgId, owner: &UserId, done: &Provisioned, output: Output) 
     }
     if done.owner_set {
         output.say(&format!("it had no owner and is owned by {owner} now"));
+    }
+    if done.owner_joined {
+        output.say("its owner is a member now");
     }
     match &done.default {
         DefaultAgent::Made(agent) => output.say(&format!(

@@ -1,4 +1,7 @@
-//! Who calls: `Authorization: Bearer …`, a key or a token → [`Caller`], and whether that may do what the route does.
+//! Who calls: `Authorization: Bearer …`, a key or a token, and for which org → [`Caller`], and whether that may do what the route does.
+//!
+//! A key and most tokens say for which org they are. For whoever's does not, it is the one in `Turnhouse-Org`, or else the one that has the turn of the
+//! path, or else the only one of which they are a member: here alone, so that no route ever looks at the header or forgets the question.
 //!
 //! Every route but health, readiness and the document takes a [`May`], or where a ticket will do a [`Follower`]: without one it has no caller, and
 //! without a caller nothing that is [`crate::caller::Owned`] opens.
@@ -7,9 +10,9 @@ use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderName, HeaderValue, header};
 
 use super::Gateway;
 use super::params::Ids;
@@ -17,8 +20,13 @@ use super::problem::{Code, Problem};
 use crate::audit::Actor;
 use crate::caller::{Caller, Credential, Scopes};
 use crate::clock::Timestamp;
-use crate::ids::{TurnId, UserId};
-use crate::keys::Authenticated;
+use crate::ids::{OrgId, TurnId, UserId};
+use crate::keys::Bearer;
+use crate::members::{Asked, OrgError};
+use crate::oidc::Of;
+
+/// For which org a request is, of whoever's credential does not say it.
+pub const ORG: HeaderName = HeaderName::from_static("turnhouse-org");
 
 /// The address of a connection's other end, in the extensions of its requests.
 #[derive(Debug, Clone, Copy)]
@@ -63,7 +71,7 @@ rights! {
     Attach = [TURNS, INGEST];
     /// Hands in envelopes.
     Ingest = [INGEST];
-    /// Sees what was done in the org, and by whom.
+    /// Sees what was done in the org, and by whom; says who its members are.
     Administer = [ADMIN];
 }
 
@@ -94,17 +102,12 @@ impl<R: Right + Send> FromRequestParts<Gateway> for May<R> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, gateway: &Gateway) -> Result<May<R>, Problem> {
-        let mut given = parts.headers.get_all(header::AUTHORIZATION).iter();
-        let secret = match (given.next(), given.next()) {
-            (Some(one), None) => one.to_str().ok().and_then(bearer),
-            _ => None,
-        };
-        let who = gateway.host.keys.authenticate(secret, from(parts)).await?;
-        if let (Some(at), Some(ends)) = (gateway.host.key_ends_soon(&who), parts.extensions.get::<KeyEnds>()) {
-            // Whoever asks twice for the caller hears the same.
-            let _ = ends.0.set(at);
-        }
-        let mut may = May::check(who)?;
+        let who = authenticated(parts, gateway).await?;
+        // Before it is asked which turns there are: whoever may not ask is told that of any.
+        allowed::<R>(who.scopes)?;
+        let asked = asked(parts, &who).await?;
+        let caller = gateway.host.keys.caller(&who, &asked).await?;
+        let mut may = May::check(caller, who)?;
         may.request_id = parts.extensions.get().cloned();
         match parts.uri.query().filter(|query| query.contains("user=")) {
             None => Ok(may),
@@ -113,15 +116,65 @@ impl<R: Right + Send> FromRequestParts<Gateway> for May<R> {
     }
 }
 
-impl<R: Right> May<R> {
-    /// Whether the key has the right.
-    pub fn check(who: Authenticated) -> Result<May<R>, Problem> {
-        let Authenticated { caller, by, expires_at } = who;
-        if !R::ANY_OF.iter().any(|scope| caller.scopes.include(*scope)) {
-            return Err(missing(R::ANY_OF));
+/// Whose key or token a request has.
+pub async fn authenticated(parts: &Parts, gateway: &Gateway) -> Result<Bearer, Problem> {
+    let mut given = parts.headers.get_all(header::AUTHORIZATION).iter();
+    let secret = match (given.next(), given.next()) {
+        (Some(one), None) => one.to_str().ok().and_then(bearer),
+        _ => None,
+    };
+    let who = gateway.host.keys.authenticate(secret, from(parts)).await?;
+    if let (Some(at), Some(ends)) = (gateway.host.key_ends_soon(&who), parts.extensions.get::<KeyEnds>()) {
+        // Whoever asks twice for the caller hears the same.
+        let _ = ends.0.set(at);
+    }
+    Ok(who)
+}
+
+/// What a request says of the org that it is for. Its turn matters only to whoever's credential names none.
+pub async fn asked(parts: &mut Parts, who: &Bearer) -> Result<Asked, Problem> {
+    let org = named_org(parts)?;
+    let turn = match who.of {
+        Of::Membership(_) if org.is_none() => named_turn(parts).await?,
+        _ => None,
+    };
+    Ok(Asked { org, turn })
+}
+
+fn named_org(parts: &Parts) -> Result<Option<OrgId>, Problem> {
+    let mut given = parts.headers.get_all(ORG).iter();
+    match (given.next(), given.next()) {
+        (None, _) => Ok(None),
+        (Some(one), None) => Ok(Some(OrgId::parse(&String::from_utf8_lossy(one.as_bytes()))?)),
+        (Some(_), Some(_)) => {
+            Err(Problem::new(Code::MalformedRequest, "a request is for one org: send one Turnhouse-Org header"))
         }
-        let (key_scopes, key_user) = (caller.scopes, caller.user.clone());
+    }
+}
+
+async fn named_turn(parts: &mut Parts) -> Result<Option<TurnId>, Problem> {
+    let params = RawPathParams::from_request_parts(parts, &()).await;
+    let params = params.map_err(|_| Problem::new(Code::InvalidId, "the path is not UTF-8"))?;
+    let turn = params.iter().find(|(name, _)| *name == "turn").map(|(_, text)| text.parse());
+    Ok(turn.transpose()?)
+}
+
+/// Whether these scopes have the right.
+fn allowed<R: Right>(scopes: Scopes) -> Result<(), Problem> {
+    if R::ANY_OF.iter().any(|scope| scopes.include(*scope)) { Ok(()) } else { Err(missing(R::ANY_OF)) }
+}
+
+impl<R: Right> May<R> {
+    /// Whether the caller has the right in the org.
+    fn check(caller: Caller, who: Bearer) -> Result<May<R>, Problem> {
+        allowed::<R>(caller.scopes)?;
+        let (key_scopes, key_user, by, expires_at) = (caller.scopes, who.user, who.by, who.expires_at);
         Ok(May { key_scopes, key_user, caller, by, expires_at, request_id: None, right: PhantomData })
+    }
+
+    /// The caller, unless they act for a member, who is no admin: what is the org's alone they do not do.
+    pub fn as_admin(&self) -> Result<&Caller, Problem> {
+        if self.caller.scopes.include(Scopes::ADMIN) { Ok(&self.caller) } else { Err(missing(&[Scopes::ADMIN])) }
     }
 
     /// The caller as `user`, where the request names one: who acts for a user sees what that user sees, and no more.
@@ -186,6 +239,9 @@ impl FromRequestParts<Gateway> for Follower {
         let (ticket, from) = (ticket.to_owned(), from(parts));
         let Ids(turn) = Ids::from_request_parts(parts, gateway).await?;
         let caller = gateway.host.keys.follower(&ticket, turn, from).await?;
+        if named_org(parts)?.is_some_and(|named| named != caller.org) {
+            return Err(OrgError::NotThere.into());
+        }
         Ok(Follower { caller, turn, with_ticket: true })
     }
 }
@@ -212,7 +268,7 @@ fn percent_decoded(text: &str) -> String {
     parsed.map_or_else(|| text.to_owned(), |(_, value)| value)
 }
 
-/// The key lacks these.
+/// The key, token or role lacks these.
 pub fn missing(any_of: &[Scopes]) -> Problem {
     let names: Vec<String> = any_of.iter().map(ToString::to_string).collect();
     let scope = names.join(" or ");
@@ -228,13 +284,11 @@ mod tests {
     use super::*;
 
     fn may(scopes: &str) -> Result<May<Converse>, Problem> {
-        let caller = Caller {
-            org: "acme".parse().unwrap(),
-            user: "backend".parse().unwrap(),
-            scopes: Scopes::parse(scopes).unwrap(),
-            credential: "key:1".into(),
-        };
-        May::check(Authenticated { caller, by: Credential::Key { id: "1".into() }, expires_at: None })
+        let (org, user): (OrgId, UserId) = ("acme".parse().unwrap(), "backend".parse().unwrap());
+        let (scopes, credential, by) =
+            (Scopes::parse(scopes).unwrap(), "key:1".into(), Credential::Key { id: "1".into() });
+        let who = Bearer { user: user.clone(), of: Of::Org(org.clone()), scopes, credential, by, expires_at: None };
+        May::check(Caller { org, user, scopes, credential: "key:1".into() }, who)
     }
 
     #[test]

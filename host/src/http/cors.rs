@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
+use super::auth::ORG;
 use super::negotiate::{IDEMPOTENCY_KEY, IDEMPOTENT_REPLAYED, LAST_EVENT_ID, PREFER, PREFERENCE_APPLIED};
 use super::observe::{KEY_EXPIRES_AT, REQUEST_ID};
 
@@ -20,7 +21,7 @@ pub fn layer(origins: &[String]) -> Option<CorsLayer> {
     }
     let origins: Vec<HeaderValue> =
         origins.iter().map(|origin| origin.parse().expect("checked with the configuration")).collect();
-    let asked: [HeaderName; 7] = [
+    let asked: [HeaderName; 8] = [
         header::AUTHORIZATION,
         header::CONTENT_TYPE,
         header::ACCEPT,
@@ -28,6 +29,7 @@ pub fn layer(origins: &[String]) -> Option<CorsLayer> {
         PREFER,
         LAST_EVENT_ID,
         REQUEST_ID,
+        ORG,
     ];
     let told =
         [header::LOCATION, header::RETRY_AFTER, IDEMPOTENT_REPLAYED, PREFERENCE_APPLIED, REQUEST_ID, KEY_EXPIRES_AT];

@@ -20,6 +20,7 @@ use utoipa_axum::routes;
 use super::Gateway;
 use super::auth::{Administer, Converse, May};
 use super::conversations::opened;
+use super::members::MemberView;
 use super::params::Ids;
 use super::problem::{Code, Problem};
 use super::views::Stored;
@@ -28,7 +29,7 @@ use crate::attachment::{Attachment, AttachmentId};
 use crate::audit::{Act, AuditEntry, AuditFilter, AuditPlace, Verb};
 use crate::clock::Timestamp;
 use crate::host::Host;
-use crate::ids::{AgentId, ConversationId, OrgId, RunId, TurnId, WorkerName};
+use crate::ids::{AgentId, ConversationId, OrgId, RunId, TurnId, UserId, WorkerName};
 use crate::store::{
     Among, ConversationRecord, Direction, Result as StoreResult, SnapshotPlace, SnapshotRecord, StoreError, TurnRecord,
     WorkerVersion,
@@ -87,17 +88,14 @@ impl Drop for Running {
 
 /// Export the org
 ///
-/// JSON lines, each an object with `kind`: `export` (the first), `org`, `agent`, `worker` (a version, without its module), `conversation`, `attachment`
+/// JSON lines, each an object with `kind`: `export` (the first), `org`, `member`, `agent`, `worker` (a version, without its module), `conversation`, `attachment`
 /// (without its bytes: `GET /v1/attachments/{attachment}` has them), `turn` (with message and reply), `snapshot` (without its bytes), `audit`, and `end` (the last, with how many lines came before it: without it the export is not
 /// whole). No secret is in it: of an agent's environment there are the names. For the scope `admin`; it is written down in the audit.
 #[utoipa::path(get, path = "/v1/export", tag = "export",
     responses((status = 200, description = "All of the org", content_type = "application/x-ndjson", body = String,
         example = "{\"kind\":\"export\",\"format\":1,\"org\":\"acme\",\"at\":\"2026-11-23T17:03:12.120Z\"}\n{\"kind\":\"end\",\"lines\":1}\n")))]
 async fn export_org(State(gateway): State<Gateway>, caller: May<Administer>) -> Result<Response, Problem> {
-    // Who acts for a member is that member here, too.
-    if !caller.scopes.include(crate::caller::Scopes::ADMIN) {
-        return Err(super::auth::missing(&[crate::caller::Scopes::ADMIN]));
-    }
+    caller.as_admin()?;
     let act = Act::new(Verb::OrgExport, "org", json!({}));
     begin(&gateway, &caller.org, Among::All, act, &caller.actor()).await
 }
@@ -159,6 +157,7 @@ struct Export {
 /// What is read next, and after what.
 enum Stage {
     Head,
+    Members(Option<UserId>),
     Agents(Option<AgentId>),
     Workers(Option<WorkerName>),
     Conversations(Option<(AgentId, ConversationId)>),
@@ -177,6 +176,7 @@ impl Export {
         while page.is_empty() {
             self.stage = match std::mem::replace(&mut self.stage, Stage::Done) {
                 Stage::Head => self.head(&mut page).await?,
+                Stage::Members(after) => self.members(&mut page, after).await?,
                 Stage::Agents(after) => self.agents(&mut page, after).await?,
                 Stage::Workers(after) => self.workers(&mut page, after).await?,
                 Stage::Conversations(after) => self.conversations(&mut page, after).await?,
@@ -218,7 +218,7 @@ impl Export {
                 if let Some(found) = self.host.store.org(&org).await? {
                     self.line(page, "org", &json!({"id": org, "owner": found.owner, "created_at": found.created_at}))?;
                 }
-                Ok(Stage::Agents(None))
+                Ok(Stage::Members(None))
             }
             Among::One(agent, conversation) => {
                 // Its caller has been found to see it; it may be gone since.
@@ -228,6 +228,15 @@ impl Export {
                 Ok(Stage::Turns(None, None))
             }
         }
+    }
+
+    async fn members(&mut self, page: &mut BytesMut, after: Option<UserId>) -> StoreResult<Stage> {
+        let found = self.host.store.members(&self.org, after.as_ref(), ROWS).await?;
+        let last = found.items.last().map(|member| member.user.clone());
+        for member in found.items {
+            self.line(page, "member", &MemberView::from(member))?;
+        }
+        Ok(if found.more { Stage::Members(last) } else { Stage::Agents(None) })
     }
 
     async fn agents(&mut self, page: &mut BytesMut, after: Option<AgentId>) -> StoreResult<Stage> {

@@ -18,7 +18,7 @@ use utoipa::openapi::{
 use utoipa::{PartialSchema as _, ToSchema};
 
 use super::problem::Code;
-use crate::ids::UserId;
+use crate::ids::{OrgId, UserId};
 
 /// RFC 9457: what every refusal looks like.
 #[derive(Debug, serde::Serialize, ToSchema)]
@@ -100,6 +100,7 @@ pub fn document() -> OpenApi {
         ("ingest", "For platform adapters. Scope `ingest`."),
         ("export", "All of an org, as JSON lines. Scope `admin`."),
         ("audit", "Who did what to which resource. Scope `admin`."),
+        ("members", "Who belongs to the org, and as what. Scope `admin`, but for `/v1/me`."),
         ("health", "For probes; no key."),
     ];
     document.tags =
@@ -142,7 +143,7 @@ fn add_components(components: &mut Components) {
             HttpBuilder::new()
                 .scheme(HttpAuthScheme::Bearer)
                 .description(Some(
-                    "`Authorization: Bearer th_…`: a key of one org and one user, made by `turnhouse keys create`; or a token (JWT) of an OpenID Connect issuer that the operator trusts.",
+                    "`Authorization: Bearer th_…`: a key of one org and one user, made by `turnhouse keys create`; or a token (JWT) of an OpenID Connect issuer that the operator trusts. A token that names no org is for one of which its user is a member.",
                 ))
                 .build(),
         )),
@@ -173,6 +174,13 @@ fn complete(operation: &mut Operation, method: &str) {
         }
     }
     if !public {
+        let org = Ref::from_schema_name(OrgId::name());
+        let org = header(
+            "Turnhouse-Org",
+            org,
+            "For which org: of a token that does not say it, whose user is a member of several.",
+        );
+        parameters.push(org);
         let tag = operation.tags.as_ref().and_then(|tags| tags.first());
         let of_members = ["turns", "conversations", "attachments"];
         if method != "put" && tag.is_some_and(|tag| of_members.contains(&tag.as_str())) {
@@ -227,9 +235,17 @@ fn complete(operation: &mut Operation, method: &str) {
 }
 
 fn query(name: &str, schema: impl Into<RefOr<Schema>>, description: &str) -> RefOr<Parameter> {
+    optional(ParameterIn::Query, name, schema, description)
+}
+
+fn header(name: &str, schema: impl Into<RefOr<Schema>>, description: &str) -> RefOr<Parameter> {
+    optional(ParameterIn::Header, name, schema, description)
+}
+
+fn optional(place: ParameterIn, name: &str, schema: impl Into<RefOr<Schema>>, description: &str) -> RefOr<Parameter> {
     let parameter = ParameterBuilder::new()
         .name(name)
-        .parameter_in(ParameterIn::Query)
+        .parameter_in(place)
         .required(Required::False)
         .description(Some(description))
         .schema(Some(schema))
@@ -266,9 +282,18 @@ fn codes(operation: &str, public: bool) -> Vec<Code> {
         "delete_agent" => &[AgentInUse],
         "patch_conversation" => &[UnknownField, InvalidSetting, BodyTooLarge, UnsupportedMediaType],
         "create_conversation" => &[UnknownField, NoDefaultAgent, BodyTooLarge, UnsupportedMediaType],
-        "list_workers" | "list_agents" | "list_conversations" | "list_messages" | "list_turns" | "list_audit" => {
-            &[UnknownField, InvalidCursor]
-        }
+        "list_workers" | "list_agents" | "list_conversations" | "list_messages" | "list_turns" | "list_audit"
+        | "list_members" => &[UnknownField, InvalidCursor],
+        "put_member" => &[
+            UnknownField,
+            InvalidSetting,
+            BodyTooLarge,
+            UnsupportedMediaType,
+            OwnerRequired,
+            LastOwner,
+            QuotaExhausted,
+        ],
+        "delete_member" => &[OwnerRequired, LastOwner],
         "submit_turn" => &[
             UnknownField,
             InvalidMessage,
@@ -317,9 +342,11 @@ fn codes(operation: &str, public: bool) -> Vec<Code> {
         &[
             MalformedRequest,
             InvalidId,
+            OrgRequired,
             Unauthenticated,
             ScopeMissing,
             NotFound,
+            NoOrg,
             MethodNotAllowed,
             UriTooLong,
             RateLimited,
@@ -363,6 +390,9 @@ mod tests {
         ("/v1/export", &["get"]),
         ("/v1/ingest", &["post"]),
         ("/v1/limits", &["get"]),
+        ("/v1/me", &["get"]),
+        ("/v1/members", &["get"]),
+        ("/v1/members/{user}", &["delete", "put"]),
         ("/v1/turns/{turn}", &["get"]),
         ("/v1/turns/{turn}/cancel", &["post"]),
         ("/v1/turns/{turn}/events", &["get"]),

@@ -5,7 +5,7 @@ use axum::http::request::Parts;
 
 use super::problem::{Code, Problem};
 use crate::attachment::AttachmentId;
-use crate::ids::{AgentId, ConversationId, InvalidId, TurnId, WorkerName};
+use crate::ids::{AgentId, ConversationId, InvalidId, TurnId, UserId, WorkerName};
 
 /// The ids of a path.
 #[derive(Debug)]
@@ -48,6 +48,12 @@ impl FromPath for WorkerName {
 impl FromPath for AttachmentId {
     fn from_path(params: &RawPathParams) -> Result<Self, Problem> {
         param(params, "attachment")
+    }
+}
+
+impl FromPath for UserId {
+    fn from_path(params: &RawPathParams) -> Result<Self, Problem> {
+        param(params, "user")
     }
 }
 

@@ -14,6 +14,7 @@ use crate::admission::Refusal;
 use crate::agent::NO_FILE_MODE;
 use crate::ids::InvalidId;
 use crate::keys::AuthError;
+use crate::members::OrgError;
 use crate::quota::{Exceeded, LimitName};
 use crate::store::StoreError;
 use crate::submit::SubmitError;
@@ -50,6 +51,8 @@ codes! {
     MalformedRequest = 400 "malformed_request";
     /// A field that the route does not know.
     UnknownField = 400 "unknown_field";
+    /// It does not say for which of the user's orgs it is.
+    OrgRequired = 400 "org_required";
     /// An id has characters or a length that ids have not.
     InvalidId = 400 "invalid_id";
     /// The message is empty, too large or no message.
@@ -64,12 +67,16 @@ codes! {
     Unauthenticated = 401 "unauthenticated";
     /// The key may not do this.
     ScopeMissing = 403 "scope_missing";
+    /// Owners are an owner's to change.
+    OwnerRequired = 403 "owner_required";
     /// The envelope names an org that is not the key's.
     OrgMismatch = 403 "org_mismatch";
     /// It does not exist, or is not the caller's.
     NotFound = 404 "not_found";
     /// No agent was named and the org has no default.
     NoDefaultAgent = 404 "no_default_agent";
+    /// The user is a member of no org.
+    NoOrg = 404 "no_org";
     /// The route exists, not with this method.
     MethodNotAllowed = 405 "method_not_allowed";
     /// None of the accepted media types can be sent.
@@ -82,6 +89,8 @@ codes! {
     AgentInUse = 409 "agent_in_use";
     /// The agent cannot run turns yet.
     AgentNotReady = 409 "agent_not_ready";
+    /// An org keeps an owner.
+    LastOwner = 409 "last_owner";
     /// The turn ended too long ago for a ticket.
     TurnEnded = 409 "turn_ended";
     /// The request is over `request_body_bytes_max`.
@@ -309,6 +318,28 @@ impl From<AuthError> for Problem {
                 "the keys of the token's issuer cannot be had, so that nobody can tell whether it is good; try again",
             ),
             AuthError::Store(error) => {
+                Problem::new(Code::StoreUnavailable, "the host's database does not answer; try again").caused_by(error)
+            }
+        }
+    }
+}
+
+impl From<OrgError> for Problem {
+    fn from(error: OrgError) -> Problem {
+        match error {
+            // As of an org, or a turn, that never was.
+            OrgError::NotThere => Problem::not_found("org"),
+            OrgError::NoSuchTurn => Problem::not_found("turn"),
+            OrgError::NoOrg => Problem::new(
+                Code::NoOrg,
+                "you are a member of no org here; ask an admin of yours to add you (`PUT /v1/members/{user}`), under the user id that `GET /v1/me` \
+                 shows",
+            ),
+            OrgError::Several => Problem::new(
+                Code::OrgRequired,
+                "you are a member of several orgs; name the org in the Turnhouse-Org header (`GET /v1/me` lists yours)",
+            ),
+            OrgError::Store(error) => {
                 Problem::new(Code::StoreUnavailable, "the host's database does not answer; try again").caused_by(error)
             }
         }

@@ -4,20 +4,35 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::{Reason, Settings};
-use crate::caller::{Caller, Scopes};
+use super::{Reason, Settings, is_among};
+use crate::caller::Scopes;
 use crate::clock::Timestamp;
 use crate::ids::{OrgId, UserId};
 
 /// Who a token stands for. Whether there is such an org is not known here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
-    /// On whose behalf.
-    pub caller: Caller,
+    /// Whom.
+    pub user: UserId,
+    /// For which org.
+    pub of: Of,
+    /// What it may do.
+    pub scopes: Scopes,
     /// The issuer, by the operator's name for it.
     pub issuer: Arc<str>,
     /// Until when, the leeway included.
     pub until: Timestamp,
+}
+
+/// For which org a token is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Of {
+    /// The one that it says, or the operator of all tokens of its issuer.
+    Org(OrgId),
+    /// The same, where its user must be a member.
+    MembersOf(OrgId),
+    /// Whichever its user is a member of, among these; any, when there are none.
+    Membership(Arc<[OrgId]>),
 }
 
 /// By the words of the claim itself: a token never makes an operator unless the operator says so.
@@ -63,16 +78,22 @@ pub fn read(
         return Err(Reason::Claims);
     }
     let org = match (&settings.org, &settings.org_claim) {
-        (Some(org), _) => org.clone(),
+        (Some(org), _) => Some(org.clone()),
         (None, Some(claim)) => {
             let org = claimed(says, claim).and_then(Value::as_str).ok_or(Reason::Claims)?;
-            OrgId::parse(org).map_err(|_| Reason::Claims)?
+            let org = OrgId::parse(org).map_err(|_| Reason::Claims)?;
+            if !is_among(&settings.orgs, &org) {
+                return Err(Reason::Claims);
+            }
+            Some(org)
         }
-        (None, None) => return Err(Reason::Claims),
+        (None, None) => None,
     };
-    if !settings.orgs.is_empty() && !settings.orgs.contains(&org) {
-        return Err(Reason::Claims);
-    }
+    let of = match org {
+        Some(org) if settings.members_only => Of::MembersOf(org),
+        Some(org) => Of::Org(org),
+        None => Of::Membership(settings.orgs.as_slice().into()),
+    };
     // Anybody can claim an address that nobody has looked at.
     let unproven = says.get("email_verified").and_then(Value::as_bool) != Some(true);
     if settings.user_claim == "email" && unproven {
@@ -80,8 +101,7 @@ pub fn read(
     }
     let user = claimed(says, &settings.user_claim).and_then(Value::as_str).ok_or(Reason::Claims)?;
     let user = UserId::parse(user).map_err(|_| Reason::Claims)?;
-    let caller = Caller { org, user, scopes: scopes(says, settings), credential: format!("token:{issuer}").into() };
-    Ok(Verified { caller, issuer, until })
+    Ok(Verified { user, of, scopes: scopes(says, settings), issuer, until })
 }
 
 fn scopes(says: &Map<String, Value>, settings: &Settings) -> Scopes {
@@ -123,8 +143,12 @@ mod tests {
         value.as_object().unwrap().clone()
     }
 
-    fn read_as(settings: &Settings, says: Value) -> Result<Caller, Reason> {
-        read(&map(says), settings, "main".into(), NOW).map(|verified| verified.caller)
+    fn read_as(settings: &Settings, says: Value) -> Result<Verified, Reason> {
+        read(&map(says), settings, "main".into(), NOW)
+    }
+
+    fn of(org: &str) -> Of {
+        Of::Org(org.parse().unwrap())
     }
 
     #[test]
@@ -154,9 +178,9 @@ mod tests {
     fn org_user_and_scopes_are_those_of_the_claims_that_the_operator_names() {
         let says =
             json!({"org": "acme", "sub": "ann@acme.example", "scope": "openid turnhouse:turns turnhouse:operator"});
-        let caller = read_as(&settings(), says.clone()).unwrap();
-        assert_eq!((caller.org.as_str(), caller.user.as_str()), ("acme", "ann@acme.example"));
-        assert_eq!(caller.scopes, Scopes::TURNS, "no token makes an operator by itself");
+        let token = read_as(&settings(), says.clone()).unwrap();
+        assert_eq!((token.of, token.user.as_str()), (of("acme"), "ann@acme.example"));
+        assert_eq!(token.scopes, Scopes::TURNS, "no token makes an operator by itself");
         let nested = Settings {
             org_claim: Some("/tenant/name".to_owned()),
             user_claim: "https://example.org/user".to_owned(),
@@ -170,11 +194,25 @@ mod tests {
             json!({"tenant": {"name": "zeta"}, "https://example.org/user": "zoe", "realm": {"roles": ["boss", "turnhouse:ingest", 7]}}),
         )
         .unwrap();
-        assert_eq!((nested.org.as_str(), nested.user.as_str()), ("zeta", "zoe"));
+        assert_eq!((nested.of, nested.user.as_str()), (of("zeta"), "zoe"));
         assert_eq!(nested.scopes, Scopes::ADMIN.and(Scopes::OPERATOR).and(Scopes::TURNS));
         let fixed = Settings { org: Some("acme".parse().unwrap()), org_claim: None, ..settings() };
-        assert_eq!(read_as(&fixed, json!({"org": "zeta", "sub": "ann"})).unwrap().org.as_str(), "acme");
+        assert_eq!(read_as(&fixed, json!({"org": "zeta", "sub": "ann"})).unwrap().of, of("acme"));
         assert_eq!(read_as(&fixed, json!({"sub": "ann"})).unwrap().scopes, Scopes::default());
+    }
+
+    #[test]
+    fn whose_membership_counts_is_the_operators_to_say() {
+        let acme: OrgId = "acme".parse().unwrap();
+        let says = json!({"org": "acme", "sub": "ann"});
+        let members = Settings { members_only: true, ..settings() };
+        assert_eq!(read_as(&members, says.clone()).unwrap().of, Of::MembersOf(acme.clone()));
+        let none = Settings { org_claim: None, orgs: vec![acme.clone()], ..settings() };
+        assert_eq!(
+            read_as(&none, says).unwrap().of,
+            Of::Membership([acme].into()),
+            "a claim that nobody named says nothing"
+        );
     }
 
     #[test]

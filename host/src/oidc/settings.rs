@@ -20,12 +20,14 @@ pub struct Settings {
     pub algorithms: Vec<Algorithm>,
     /// Where its keys are, if it has no discovery document.
     pub jwks_url: Option<String>,
-    /// The org of all its tokens. Either this or `org_claim`.
+    /// The org of all its tokens. This, or `org_claim`, or neither: then a token is for whichever org its user is a member of.
     pub org: Option<OrgId>,
     /// The claim that says which org: its name, or a JSON pointer (`/tenant/name`).
     pub org_claim: Option<String>,
-    /// With `org_claim`: the orgs that it may name; any, when empty.
+    /// Unless `org` is set: the orgs that its tokens may be for; any, when empty.
     pub orgs: Vec<OrgId>,
+    /// With `org` or `org_claim`: the user must be a member of the org, and may do what token and role both allow.
+    pub members_only: bool,
     /// The claim that says which user. With `email`, `email_verified` must be true.
     pub user_claim: String,
     /// The claim that says what may be done: words, or a list.
@@ -54,6 +56,7 @@ impl Default for Settings {
             org: None,
             org_claim: None,
             orgs: Vec::new(),
+            members_only: false,
             user_claim: "sub".to_owned(),
             scopes_claim: "scope".to_owned(),
             scopes: BTreeMap::new(),
@@ -89,6 +92,11 @@ macro_rules! algorithms {
 algorithms!(RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA);
 
 impl Settings {
+    /// Whether what its users may do is bounded by what they are in the org.
+    pub fn by_membership(&self) -> bool {
+        self.members_only || (self.org.is_none() && self.org_claim.is_none())
+    }
+
     /// Names what is wrong, and what to do.
     pub fn check(&self, name: &str) -> Result<(), String> {
         let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b);
@@ -105,19 +113,24 @@ impl Settings {
         if self.algorithms.is_empty() {
             return Err(format!("oidc.{name}.algorithms must name at least one"));
         }
-        if self.org.is_some() == self.org_claim.is_some() {
+        if self.org.is_some() && self.org_claim.is_some() {
             return Err(format!(
-                "oidc.{name}: set `org`, for tokens of one org, or `org_claim`, for tokens that say it"
+                "oidc.{name}: set `org`, for tokens of one org, or `org_claim`, for tokens that say it, not both"
             ));
         }
         if self.org.is_some() && !self.orgs.is_empty() {
-            return Err(format!("oidc.{name}.orgs goes with `org_claim`"));
+            return Err(format!("oidc.{name}.orgs goes with `org_claim`, or with neither"));
         }
         if self.leeway_s > 600 {
             return Err(format!("oidc.{name}.leeway_s must be at most 600: set the clocks instead"));
         }
         Ok(())
     }
+}
+
+/// Whether an org is among those for which an issuer may speak: any, when none is named.
+pub fn is_among(orgs: &[OrgId], org: &OrgId) -> bool {
+    orgs.is_empty() || orgs.contains(org)
 }
 
 /// An address to fetch from: TLS, but for what does not leave the machine.
@@ -170,12 +183,14 @@ mod tests {
             (one("main", |s| s.audiences.clear()), "audiences"),
             (one("main", |s| s.audiences.push(String::new())), "audiences"),
             (one("main", |s| s.algorithms.clear()), "algorithms"),
-            (one("main", |s| s.org_claim = None), "org_claim"),
             (one("main", |s| s.org = Some("acme".parse().unwrap())), "org_claim"),
             (one("main", |s| s.leeway_s = 3_600), "leeway_s"),
         ] {
             assert!(why.contains(says) && why.contains("oidc.") && !why.contains("secret"), "{why}");
         }
+        let of_members = Settings { org_claim: None, ..good() };
+        of_members.check("main").unwrap();
+        assert!(of_members.by_membership() && !good().by_membership());
         let mut local = good();
         local.issuer = "http://127.0.0.1:9000".to_owned();
         local.check("local").unwrap();

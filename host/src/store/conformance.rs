@@ -20,6 +20,7 @@ pub(super) mod attachments;
 pub(super) mod audit;
 pub(super) mod catalog;
 pub(super) mod limits;
+pub(super) mod members;
 pub(super) mod model;
 pub(super) mod orgs;
 pub(super) mod queue;
@@ -87,6 +88,10 @@ macro_rules! rules {
                 o3_an_orgs_messages_come_at_its_rate, o3_a_rate_is_one_for_a_batch_and_what_joins_counts, o3_what_was_accepted_before_costs_nothing,
                 o3_an_orgs_own_bound_holds_for_claims_and_fused_starts, o3_an_orgs_own_queue_is_bounded, o3_processor_time_is_bounded_by_the_hour,
                 o3_a_limit_is_its_orgs_own_and_written_down, what_is_used_is_told,
+            ]
+            members: [
+                o1_members_are_of_their_org_alone, an_org_keeps_an_owner_and_owners_are_owners_to_change, a_removed_members_keys_end_with_it,
+                o1_a_turn_is_found_among_ones_own_orgs_alone, o3_an_org_has_so_many_members, o1_an_org_that_goes_has_no_members,
             ]
             torture: [r1_torture_leaves_no_trace,]
             model: [every_answer_is_one_that_the_protocol_allows,]

@@ -30,6 +30,7 @@ mod facade;
 mod hints;
 mod keys;
 mod limits;
+mod members;
 mod open;
 mod orgs;
 mod reads;

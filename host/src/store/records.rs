@@ -604,6 +604,8 @@ pub struct Provisioned {
     pub created: bool,
     /// It had no owner.
     pub owner_set: bool,
+    /// It had no owner among its members, and its owner is one now.
+    pub owner_joined: bool,
     /// Its default agent.
     pub default: DefaultAgent,
 }

@@ -33,6 +33,7 @@ mod erase;
 mod facade;
 mod keys;
 mod limits;
+mod members;
 mod orgs;
 mod reads;
 mod retention;

@@ -10,6 +10,7 @@ mod export;
 mod gate;
 mod isolation;
 mod limits;
+mod members;
 mod oidc;
 mod org_deletion;
 mod replicas;

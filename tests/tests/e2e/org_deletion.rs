@@ -54,6 +54,7 @@ async fn o1_nothing_of_a_deleted_org_is_left_anywhere() {
         "conversation_notes",
         "idempotency_keys",
         "modules",
+        "org_members",
         "orgs",
         "snapshots",
         "turn_markers",

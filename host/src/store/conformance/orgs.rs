@@ -3,7 +3,7 @@
 use super::*;
 use crate::audit::{AuditFilter, Verb};
 
-fn starter() -> Starter {
+pub(super) fn starter() -> Starter {
     Starter {
         agent: AgentId::parse("default").unwrap(),
         worker: WorkerName::parse("starter").unwrap(),
@@ -26,7 +26,12 @@ fn id(text: &str) -> AgentId {
 
 pub(in crate::store) async fn provisioning_makes_an_org_whole_once(world: &World) {
     let made = provision(world, "beta").await;
-    let expected = Provisioned { created: true, owner_set: false, default: DefaultAgent::Made(id("default")) };
+    let expected = Provisioned {
+        created: true,
+        owner_set: false,
+        owner_joined: false,
+        default: DefaultAgent::Made(id("default")),
+    };
     assert_eq!(made, expected);
     let beta = org("beta");
     let agent = world.store.default_agent(&beta).await.unwrap().unwrap();
@@ -38,7 +43,15 @@ pub(in crate::store) async fn provisioning_makes_an_org_whole_once(world: &World
     world.advance_ms(5);
     for _ in 0..2 {
         let again = provision(world, "beta").await;
-        assert_eq!(again, Provisioned { created: false, owner_set: false, default: DefaultAgent::Kept(id("default")) });
+        assert_eq!(
+            again,
+            Provisioned {
+                created: false,
+                owner_set: false,
+                owner_joined: false,
+                default: DefaultAgent::Kept(id("default"))
+            }
+        );
     }
     assert_eq!(world.store.default_agent(&beta).await.unwrap().unwrap(), agent, "nothing of it was touched");
     assert_eq!(world.store.worker_versions(&beta, &agent.settings.worker).await.unwrap().len(), 1);
@@ -60,7 +73,15 @@ pub(in crate::store) async fn provisioning_leaves_what_an_admin_curated(world: &
     let support = world.store.agent(&acme, &agent()).await.unwrap();
     world.advance_ms(5);
     let mended = provision(world, "acme").await;
-    assert_eq!(mended, Provisioned { created: false, owner_set: false, default: DefaultAgent::Flagged(id("default")) });
+    assert_eq!(
+        mended,
+        Provisioned {
+            created: false,
+            owner_set: false,
+            owner_joined: false,
+            default: DefaultAgent::Flagged(id("default"))
+        }
+    );
     let marked = world.store.agent(&acme, &id("default")).await.unwrap().unwrap();
     let as_before = AgentSettings { default: false, ..marked.settings.clone() };
     assert_eq!((as_before, marked.created_at), (unmarked.settings, unmarked.created_at));

@@ -56,6 +56,8 @@ DELETE FROM worker_versions WHERE org_id = $1 AND ctid = ANY (ARRAY(SELECT ctid 
 DELETE FROM modules WHERE org_id = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM modules WHERE org_id = $1 LIMIT $2))";
     ERASE_API_KEYS = "-- erase_api_keys
 DELETE FROM api_keys WHERE org_id = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM api_keys WHERE org_id = $1 LIMIT $2))";
+    ERASE_MEMBERS = "-- erase_members
+DELETE FROM org_members WHERE org_id = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM org_members WHERE org_id = $1 LIMIT $2))";
     ERASE_AUDIT = "-- erase_audit
 DELETE FROM audit WHERE org_id = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM audit WHERE org_id = $1 LIMIT $2))";
     ERASE_ORG = "-- erase_org
@@ -81,6 +83,7 @@ const ERASE: &[&str] = &[
     ERASE_WORKER_VERSIONS,
     ERASE_MODULES,
     ERASE_API_KEYS,
+    ERASE_MEMBERS,
     ERASE_AUDIT,
 ];
 

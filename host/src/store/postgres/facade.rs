@@ -11,7 +11,7 @@ use super::{Clock, PostgresStore, hints, millis};
 use crate::agent::{Agent, AgentSettings};
 use crate::attachment::{Attachment, AttachmentId};
 use crate::audit::{Act, Actor, AuditEntry, AuditFilter, AuditPlace};
-use crate::caller::Owned;
+use crate::caller::{Owned, Role};
 use crate::clock::Timestamp;
 use crate::event::EventId;
 use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, WorkerName};
@@ -20,9 +20,9 @@ use crate::notes::NotesChange;
 use crate::quota::{LimitsChange, OwnLimits};
 use crate::store::{
     Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, Hint, KeyRecord, LiveCounts,
-    OrgRecord, OrgUse, Page, Progress, Provisioned, PutAgent, PutAttachment, PutWorker, Result, Retained, Retention,
-    SnapshotPlace, SnapshotRecord, Starter, Store, StoreStatus, SweepFindings, TicketKey, TurnRecord, WorkerVersion,
-    Write, Written,
+    Member, Membership, OrgRecord, OrgUse, Page, Progress, Provisioned, PutAgent, PutAttachment, PutMember, PutWorker,
+    RemoveMember, Result, Retained, Retention, SnapshotPlace, SnapshotRecord, Starter, Store, StoreStatus,
+    SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
 };
 
 statements! {
@@ -420,6 +420,46 @@ impl Store for PostgresStore {
 
     async fn touch_keys(&self, used: &[(OrgId, String)], now: Timestamp) -> Result<()> {
         self.write_last_use(used, now).await
+    }
+
+    async fn members(&self, org: &OrgId, after: Option<&UserId>, limit: usize) -> Result<Page<Member>> {
+        self.read_members(org, after, limit).await
+    }
+
+    async fn role(&self, org: &OrgId, user: &UserId) -> Result<Option<Role>> {
+        self.read_role(org, user).await
+    }
+
+    async fn memberships(&self, user: &UserId, limit: usize) -> Result<Vec<Membership>> {
+        self.read_memberships(user, limit).await
+    }
+
+    async fn membership_of_turn(&self, user: &UserId, turn: TurnId) -> Result<Option<Membership>> {
+        self.read_membership_of_turn(user, turn).await
+    }
+
+    async fn put_member(
+        &self,
+        org: &OrgId,
+        user: &UserId,
+        role: Role,
+        changer: Option<&UserId>,
+        members_max: usize,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<PutMember> {
+        self.write_member(org, user, role, changer, members_max, now, by).await
+    }
+
+    async fn remove_member(
+        &self,
+        org: &OrgId,
+        user: &UserId,
+        changer: Option<&UserId>,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<RemoveMember> {
+        self.erase_member(org, user, changer, now, by).await
     }
 
     async fn record_act(&self, org: Option<&OrgId>, act: &Act, now: Timestamp, by: &Actor) -> Result<()> {

@@ -12,10 +12,11 @@ use crate::ids::{OrgId, UserId};
 use crate::store::{KeyRecord, OrgRecord, Result, StoreError, TicketKey};
 
 statements! {
-    /// With the row under whose lock its turns will change.
+    /// With its owner as its first member, and the row under whose lock its turns will change.
     ORG_NEW = "-- org_new
 WITH made AS (INSERT INTO orgs (org_id, owner_user, created_at) VALUES ($1, $2, coalesce($3::bigint, turnhouse_now()))
-              ON CONFLICT (org_id) DO NOTHING RETURNING 1),
+              ON CONFLICT (org_id) DO NOTHING RETURNING created_at),
+     joined AS (INSERT INTO org_members (org_id, user_id, role, added_at, added_by) SELECT $1, $2, 'owner', created_at, $4 FROM made),
      load AS (INSERT INTO org_load (org_id) VALUES ($1) ON CONFLICT (org_id) DO NOTHING)
 SELECT EXISTS (SELECT 1 FROM made)";
     /// The one list without an org: it is the operator's.
@@ -86,7 +87,7 @@ impl PostgresStore {
         now: Timestamp,
         by: &Actor,
     ) -> Result<bool> {
-        let asked = self.query(ORG_NEW).bind(org.as_str()).bind(owner.as_str()).bind(self.clock.of(now));
+        let asked = self.query(ORG_NEW).bind(org.as_str()).bind(owner.as_str()).bind(self.clock.of(now)).bind(&by.user);
         let made = asked.fetch_one(&mut *tx).await?.try_get(0)?;
         if made {
             self.note(tx, Some(org.as_str()), &[Act::org_create(owner)], by, now).await?;

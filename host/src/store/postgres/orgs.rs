@@ -41,17 +41,18 @@ impl PostgresStore {
         self.query(ORG_LOCK).bind(id).execute(&mut *tx).await?;
         let leaving = self.query(ORG_LEAVING).bind(id).fetch_optional(&mut *tx).await?.is_some();
         if leaving {
-            return Ok(Provisioned { created, owner_set: false, default: DefaultAgent::Deleting });
+            return Ok(Provisioned { created, owner_set: false, owner_joined: false, default: DefaultAgent::Deleting });
         }
         let owned = self.query(ORG_OWNED).bind(id).bind(owner.as_str()).execute(&mut *tx).await?;
         let owner_set = owned.rows_affected() == 1;
+        let owner_joined = self.owner_joins(&mut tx, id, now, by).await?;
         let default = self.provide_default(&mut tx, org, starter, now, by).await?;
         if !created && (owner_set || default.is_repair()) {
             let act = Act::org_repair(owner_set.then_some(owner), &default);
             self.note(&mut tx, Some(id), &[act], by, now).await?;
         }
         tx.commit().await?;
-        Ok(Provisioned { created, owner_set, default })
+        Ok(Provisioned { created, owner_set, owner_joined, default })
     }
 
     async fn provide_default(

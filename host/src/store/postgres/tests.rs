@@ -215,6 +215,14 @@ pub(super) async fn check_database(database: &Database) {
             "SELECT 1 FROM org_load l WHERE tokens > greatest(1, coalesce(submit_burst, 1e9)) - 1
                 OR cpu_ms > (SELECT coalesce(sum(t.cpu_ms), 0) FROM turns t WHERE t.org_id = l.org_id) + 0.001",
         ),
+        (
+            "an org has an owner among its members",
+            "SELECT 1 FROM orgs o WHERE NOT EXISTS (SELECT 1 FROM org_members m WHERE m.org_id = o.org_id AND m.role = 'owner') AND o.deleting_at IS NULL",
+        ),
+        (
+            "a member is of an org that is there",
+            "SELECT 1 FROM org_members m LEFT JOIN orgs o USING (org_id) WHERE o.org_id IS NULL",
+        ),
         ("nothing refused runs", "SELECT 1 FROM turn_markers WHERE state = 'running' AND refusal IS NOT NULL"),
         (
             "an org's load is its markers",
@@ -777,6 +785,14 @@ async fn an_org_without_an_owner_gets_one() {
 }
 
 #[tokio::test]
+async fn an_older_orgs_owner_becomes_its_member_and_roles_stay() {
+    let world = world().await;
+    let damage = async |sql: &'static str| assert!(home(&world).damage(sql).await > 0, "{sql}");
+    crate::store::conformance::members::an_older_orgs_owner_joins(&world, damage).await;
+    check(&world).await;
+}
+
+#[tokio::test]
 async fn what_was_done_is_not_rewritten() {
     let world = world().await;
     let now = crate::clock::Clock::system().now();
@@ -814,6 +830,7 @@ async fn every_statement_says_its_name() {
         facade::STATEMENTS,
         keys::STATEMENTS,
         limits::STATEMENTS,
+        members::STATEMENTS,
         orgs::STATEMENTS,
         reads::STATEMENTS,
         standing::STATEMENTS,

@@ -58,6 +58,8 @@ DELETE FROM modules WHERE org_id = ?1 AND digest IN (SELECT digest FROM modules 
 DELETE FROM api_keys WHERE org_id = ?1 AND key_id IN (SELECT key_id FROM api_keys WHERE org_id = ?1 LIMIT ?2)";
     ERASE_LIMITS = "-- erase_limits
 DELETE FROM org_limits WHERE org_id = ?1 AND org_id IN (SELECT org_id FROM org_limits WHERE org_id = ?1 LIMIT ?2)";
+    ERASE_MEMBERS = "-- erase_members
+DELETE FROM org_members WHERE org_id = ?1 AND user_id IN (SELECT user_id FROM org_members WHERE org_id = ?1 LIMIT ?2)";
     ERASE_AUDIT = "-- erase_audit
 DELETE FROM audit WHERE org_id = ?1 AND (at, audit_id) IN (SELECT at, audit_id FROM audit WHERE org_id = ?1 LIMIT ?2)";
     ERASE_ORG = "-- erase_org
@@ -82,6 +84,7 @@ const ERASE: &[&str] = &[
     ERASE_MODULES,
     ERASE_API_KEYS,
     ERASE_LIMITS,
+    ERASE_MEMBERS,
     ERASE_AUDIT,
 ];
 

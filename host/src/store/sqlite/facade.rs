@@ -12,7 +12,7 @@ use super::{SqliteStore, blocking, closed};
 use crate::agent::{Agent, AgentSettings};
 use crate::attachment::{Attachment, AttachmentId};
 use crate::audit::{Act, Actor, AuditEntry, AuditFilter, AuditPlace, Verb};
-use crate::caller::Owned;
+use crate::caller::{Owned, Role};
 use crate::clock::Timestamp;
 use crate::event::EventId;
 use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, WorkerName};
@@ -20,9 +20,10 @@ use crate::lease::Lease;
 use crate::notes::NotesChange;
 use crate::quota::{LimitsChange, OwnLimits};
 use crate::store::{
-    Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, KeyRecord, LiveCounts, OrgRecord,
-    OrgUse, Page, Progress, Provisioned, PutAgent, PutAttachment, PutWorker, Result, Retained, Retention, SnapshotPlace,
-    SnapshotRecord, Starter, Store, StoreStatus, SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
+    Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, KeyRecord, LiveCounts, Member,
+    Membership, OrgRecord, OrgUse, Page, Progress, Provisioned, PutAgent, PutAttachment, PutMember, PutWorker,
+    RemoveMember, Result, Retained, Retention, SnapshotPlace, SnapshotRecord, Starter, Store, StoreStatus,
+    SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
 };
 
 statements! {
@@ -454,6 +455,48 @@ impl Store for SqliteStore {
     async fn touch_keys(&self, used: &[(OrgId, String)], now: Timestamp) -> Result<()> {
         let used = used.to_vec();
         self.write_with(now, move |tx| tx.touch_keys(&used)).await
+    }
+
+    async fn members(&self, org: &OrgId, after: Option<&UserId>, limit: usize) -> Result<Page<Member>> {
+        self.read_members(org, after, limit).await
+    }
+
+    async fn role(&self, org: &OrgId, user: &UserId) -> Result<Option<Role>> {
+        self.read_role(org, user).await
+    }
+
+    async fn memberships(&self, user: &UserId, limit: usize) -> Result<Vec<Membership>> {
+        self.read_memberships(user, limit).await
+    }
+
+    async fn membership_of_turn(&self, user: &UserId, turn: TurnId) -> Result<Option<Membership>> {
+        self.read_membership_of_turn(user, turn).await
+    }
+
+    async fn put_member(
+        &self,
+        org: &OrgId,
+        user: &UserId,
+        role: Role,
+        changer: Option<&UserId>,
+        members_max: usize,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<PutMember> {
+        let (org, user, changer, by) = (org.clone(), user.clone(), changer.cloned(), by.clone());
+        self.write_with(now, move |tx| tx.put_member(&org, &user, role, changer.as_ref(), members_max, &by)).await
+    }
+
+    async fn remove_member(
+        &self,
+        org: &OrgId,
+        user: &UserId,
+        changer: Option<&UserId>,
+        now: Timestamp,
+        by: &Actor,
+    ) -> Result<RemoveMember> {
+        let (org, user, changer, by) = (org.clone(), user.clone(), changer.cloned(), by.clone());
+        self.write_with(now, move |tx| tx.remove_member(&org, &user, changer.as_ref(), &by)).await
     }
 
     async fn record_act(&self, org: Option<&OrgId>, act: &Act, now: Timestamp, by: &Actor) -> Result<()> {

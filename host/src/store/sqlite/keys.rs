@@ -8,7 +8,7 @@ use super::SqliteStore;
 use super::reads::id;
 use super::writer::{Tried, Tx};
 use crate::audit::{Act, Actor};
-use crate::caller::Scopes;
+use crate::caller::{Role, Scopes};
 use crate::clock::Timestamp;
 use crate::ids::{OrgId, UserId};
 use crate::store::{KeyRecord, OrgRecord, Result, StoreError, TicketKey};
@@ -122,6 +122,7 @@ impl Tx<'_> {
     pub(super) fn create_org(&self, org: &OrgId, owner: &UserId, by: &Actor) -> Tried<bool> {
         let made = self.conn.prepare_cached(ORG_NEW)?.execute(params![org.as_str(), owner.as_str(), self.now.0])?;
         if made == 1 {
+            self.write_member(org, owner, Role::Owner, by)?;
             self.note(Some(org), &[Act::org_create(owner)], by)?;
         }
         Ok(made == 1)

@@ -33,14 +33,15 @@ impl Tx<'_> {
     ) -> Tried<Provisioned> {
         let created = self.create_org(org, owner, by)?;
         if !created && !self.conn.prepare_cached(super::keys::ORG_KNOWN)?.exists(params![org.as_str()])? {
-            return Ok(Provisioned { created, owner_set: false, default: DefaultAgent::Deleting });
+            return Ok(Provisioned { created, owner_set: false, owner_joined: false, default: DefaultAgent::Deleting });
         }
         let owner_set = self.conn.prepare_cached(ORG_OWNED)?.execute(params![org.as_str(), owner.as_str()])? == 1;
+        let owner_joined = self.owner_joins(org, by)?;
         let default = self.provide_default(org, starter, by)?;
         if !created && (owner_set || default.is_repair()) {
             self.note(Some(org), &[Act::org_repair(owner_set.then_some(owner), &default)], by)?;
         }
-        Ok(Provisioned { created, owner_set, default })
+        Ok(Provisioned { created, owner_set, owner_joined, default })
     }
 
     fn provide_default(&self, org: &OrgId, starter: &Starter, by: &Actor) -> Tried<DefaultAgent> {

@@ -118,6 +118,14 @@ async fn check(world: &World) {
             "SELECT 1 FROM org_limits WHERE tokens > max(1, coalesce(submit_burst, 1e9)) - 1
                 OR cpu_ms > (SELECT coalesce(sum(t.cpu_ms), 0) FROM turns t WHERE t.org_id = org_limits.org_id) + 0.001",
         ),
+        (
+            "an org has an owner among its members",
+            "SELECT 1 FROM orgs o WHERE NOT EXISTS (SELECT 1 FROM org_members m WHERE m.org_id = o.org_id AND m.role = 'owner') AND o.deleting_at IS NULL",
+        ),
+        (
+            "a member is of an org that is there",
+            "SELECT 1 FROM org_members m LEFT JOIN orgs o USING (org_id) WHERE o.org_id IS NULL",
+        ),
         ("nothing refused runs", "SELECT 1 FROM turn_markers WHERE state = 'running' AND refusal IS NOT NULL"),
     ] {
         assert_eq!(count(&conn, violations), 0, "{rule}");
@@ -440,6 +448,14 @@ async fn an_org_without_an_owner_gets_one() {
 }
 
 #[tokio::test]
+async fn an_older_orgs_owner_becomes_its_member_and_roles_stay() {
+    let world = world().await;
+    let damage = async |sql: &'static str| assert!(home(&world).damage(sql) > 0, "{sql}");
+    crate::store::conformance::members::an_older_orgs_owner_joins(&world, damage).await;
+    check(&world).await;
+}
+
+#[tokio::test]
 async fn what_was_done_is_not_rewritten() {
     let world = world().await;
     let now = crate::clock::Clock::system().now();
@@ -478,6 +494,7 @@ async fn no_statement_scans_a_table() {
         facade::STATEMENTS,
         keys::STATEMENTS,
         limits::STATEMENTS,
+        members::STATEMENTS,
         orgs::STATEMENTS,
         reads::STATEMENTS,
         running::STATEMENTS,
@@ -523,6 +540,9 @@ async fn no_statement_scans_a_table() {
             "CONVERSATIONS",
             "CONVERSATIONS_OF",
             "AUDIT",
+            "MEMBERS",
+            "MEMBERSHIPS",
+            "MEMBERSHIP_OF_TURN",
             "CONVERSATIONS_OF_ORG",
             "SNAPSHOTS_OF_ORG",
             "SNAPSHOTS_OF",

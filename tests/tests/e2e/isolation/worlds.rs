@@ -1,13 +1,15 @@
 //! Two hosts that differ in one thing: on the first there is what others must not see, on the second it never was.
 //!
 //! `acme` and `zeta` have the same agents, workers, conversations, users, messages and idempotency keys; of `sealed` only `acme` has one of each.
-//! In `club`, bob's conversations are beside eve, who is another member.
+//! gil is a member of `zeta` alone, and comes with a token that names no org. In `club`, bob's conversations are beside eve, who is another member.
 
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 use turnhouse::audit::Actor;
-use turnhouse::caller::Scopes;
+use turnhouse::caller::{Role, Scopes};
 use turnhouse::keys;
+use turnhouse::oidc::Settings;
+use turnhouse_tests::issuer::{SigningKey, TestIssuer, now_s};
 use turnhouse_tests::{Client, TestHost};
 
 use super::answer::Answer;
@@ -25,6 +27,9 @@ pub struct World {
     eve: Client,
     unscoped: Client,
     revoked: Client,
+    /// gil's token.
+    token: String,
+    _issuer: TestIssuer,
     http: reqwest::Client,
     /// bob's turn in each org.
     turns: Vec<(&'static str, String)>,
@@ -41,13 +46,26 @@ pub enum Caller {
     Unscoped,
     Member,
     Foreign,
+    Guest,
     Own,
 }
 
 impl Caller {
     /// Those that must see and change nothing.
-    pub const WRONG: [Caller; 6] =
-        [Caller::NoKey, Caller::Garbage, Caller::Revoked, Caller::Unscoped, Caller::Member, Caller::Foreign];
+    pub const WRONG: [Caller; 7] = [
+        Caller::NoKey,
+        Caller::Garbage,
+        Caller::Revoked,
+        Caller::Unscoped,
+        Caller::Member,
+        Caller::Foreign,
+        Caller::Guest,
+    ];
+
+    /// Whether it is of another org.
+    pub fn is_foreign(self) -> bool {
+        matches!(self, Caller::Foreign | Caller::Guest)
+    }
 
     /// For people.
     pub fn title(self) -> &'static str {
@@ -58,20 +76,28 @@ impl Caller {
             Caller::Unscoped => "a key without the scope",
             Caller::Member => "another member",
             Caller::Foreign => "another org's admin",
+            Caller::Guest => "another org's admin, by a token that names no org",
             Caller::Own => "its own org's admin",
         }
     }
 
     /// Whose things it asks for.
     pub fn victim(self) -> &'static str {
-        if matches!(self, Caller::Foreign | Caller::Own) { "acme" } else { "club" }
+        if self.is_foreign() || self == Caller::Own { "acme" } else { "club" }
     }
 }
 
 impl World {
     /// `whole`: with what others must not see.
     pub async fn new(whole: bool) -> World {
-        let host = TestHost::start_with(|config| config.limits.auth_failures_per_minute = u32::MAX).await;
+        let key = SigningKey::es256("1");
+        let issuer = TestIssuer::start(&[&key]).await;
+        let by_members = Settings { org_claim: None, scopes_always: Scopes::ADMIN, ..issuer.settings() };
+        let host = TestHost::start_with(|config| {
+            config.limits.auth_failures_per_minute = u32::MAX;
+            config.oidc.insert("main".to_owned(), by_members);
+        })
+        .await;
         let orgs: &[&'static str] = if whole { &["acme", "zeta", "club"] } else { &["zeta", "club"] };
         let (mut admins, mut turns, mut attachments) = (Vec::new(), Vec::new(), Vec::new());
         for org in orgs {
@@ -83,6 +109,7 @@ impl World {
             admin.set_agent("support", "counter", json!({ "default": true })).await;
             if whole || *org != "club" {
                 let bob = host.member(org, "bob", "turns").await;
+                host.join(org, "bob", Role::Member).await;
                 let turn = converse(&bob, "support", "c-1").await;
                 converse(&bob, "support", "c-2").await;
                 turns.push((*org, turn));
@@ -105,10 +132,26 @@ impl World {
             }
             admins.push((*org, admin));
         }
+        host.join("zeta", "gil", Role::Admin).await;
+        let mut claims = issuer.claims("acme", "gil");
+        // Longer than all of this takes.
+        claims["exp"] = json!(now_s() + 3_600);
+        let token = key.token(&claims);
         let eve = host.member("club", "eve", "turns,ingest").await;
         let unscoped = host.member("club", "root", "operator").await;
         let revoked = revoked(&host).await;
-        World { host, admins, eve, unscoped, revoked, http: reqwest::Client::new(), turns, attachments }
+        World {
+            host,
+            admins,
+            eve,
+            unscoped,
+            revoked,
+            token,
+            _issuer: issuer,
+            http: reqwest::Client::new(),
+            turns,
+            attachments,
+        }
     }
 
     fn admin(&self, org: &str) -> &Client {
@@ -145,7 +188,7 @@ impl World {
             Names { agent: "sealed", conversation: "sealed", worker: "sealed", attachment: first, ..shared.clone() };
         let mixed = Names { conversation: "sealed", ..shared.clone() };
         let mut all = match caller {
-            Caller::Foreign => vec![sealed, shared, mixed],
+            Caller::Foreign | Caller::Guest => vec![sealed, shared, mixed],
             // The run of a turn that ended is taken.
             Caller::Own => vec![Names { run: "01990000-0000-7000-8000-00000000000a".to_owned(), ..sealed }],
             _ => vec![shared],
@@ -183,6 +226,7 @@ impl World {
             Caller::Unscoped => Some(self.unscoped.key.clone()),
             Caller::Member => Some(self.eve.key.clone()),
             Caller::Foreign => Some(self.admin("zeta").key.clone()),
+            Caller::Guest => Some(self.token.clone()),
             Caller::Own => Some(self.admin("acme").key.clone()),
         };
         let mut sent = self.http.request(request.method.clone(), format!("{}{}", self.host.url, request.path));
@@ -196,7 +240,7 @@ impl World {
         let answer = tokio::time::timeout(turnhouse_tests::PATIENCE, Answer::read(response)).await;
         let answer = answer.unwrap_or_else(|_| panic!("{} {}: no end", request.method, request.path));
         if let Some(turn) = &answer.accepted {
-            let org = if caller == Caller::Foreign { "zeta" } else { caller.victim() };
+            let org = if caller.is_foreign() { "zeta" } else { caller.victim() };
             self.admin(org).turn(turn).ended().await;
         }
         answer
