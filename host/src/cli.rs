@@ -59,6 +59,8 @@ mod inspect;
 
 mod status;
 
+mod migrate;
+
 mod doctor;
 
 mod compile_module;
@@ -128,6 +130,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Show replicas and queues, from the database directly
     Status(status::Args),
+    /// Bring the database's schema up to date, as the role that owns it
+    Migrate(migrate::Args),
     /// Look for what would keep a host from working well
     Doctor(doctor::Args),
     /// Compile a module for the host that started this process
@@ -158,6 +162,7 @@ impl Cli {
             Command::Keys(args) => keys::run(args, output).await,
             Command::Inspect(args) => inspect::run(args, output).await,
             Command::Status(args) => status::run(args, output).await,
+            Command::Migrate(args) => migrate::run(args, output).await,
             Command::Doctor(args) => doctor::run(args, output).await,
             Command::CompileModule(args) => compile_module::run(args),
         }

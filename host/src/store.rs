@@ -72,6 +72,10 @@ impl From<sqlx::Error> for StoreError {
             sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::ColumnNotFound(_) => {
                 StoreError::Corrupt(error.to_string())
             }
+            // A grant that is missing, or the wall between orgs: asking again would not help.
+            sqlx::Error::Database(refused) if refused.code().as_deref() == Some("42501") => {
+                StoreError::Corrupt(format!("the database refuses a statement: {refused}"))
+            }
             other => StoreError::Unavailable(other.to_string()),
         }
     }

@@ -105,15 +105,15 @@ impl Database {
         Database { name, pooler }
     }
 
-    /// Its URL for hosts.
+    /// Its URL for hosts: as a role that owns nothing, which a pooler need not know.
     pub fn url(&self) -> DatabaseUrl {
         match &self.pooler {
             Some(pooler) => on(pooler, &self.name).into(),
-            None => self.direct_url().into(),
+            None => as_host(&self.direct_url()).into(),
         }
     }
 
-    /// Its URL past any pooler.
+    /// Its owner's URL, past any pooler.
     pub fn direct_url(&self) -> String {
         on(&server(), &self.name)
     }
@@ -142,6 +142,16 @@ impl Drop for Database {
     }
 }
 
+/// The role of hosts, a login that owns nothing, and its password.
+const HOST: &str = "turnhouse_tests_host";
+
+/// The same database as the hosts' role.
+fn as_host(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").expect("a URL");
+    let rest = rest.split_once('@').map_or(rest, |(_, rest)| rest);
+    format!("{scheme}://{HOST}:{HOST}@{rest}")
+}
+
 /// A copy of one that all tests share, which is sooner there than the migrations run.
 async fn create(name: String) {
     let mut connection = PgConnection::connect(&server()).await.expect("the tests' PostgreSQL answers");
@@ -157,6 +167,12 @@ async fn create(name: String) {
         turnhouse::store::Store::close(&store).await;
         run(&mut connection, format!("ALTER DATABASE {making} RENAME TO {template}")).await;
     }
+    // The server's: another test may have made it.
+    let host = format!(
+        "DO $$ BEGIN CREATE ROLE {HOST} LOGIN PASSWORD '{HOST}' IN ROLE turnhouse_tenant, turnhouse_host;
+         EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
+    );
+    run(&mut connection, host).await;
     run(&mut connection, format!("CREATE DATABASE {name} TEMPLATE {template}")).await;
 }
 
@@ -195,7 +211,7 @@ fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| {
         panic!(
             "{name} names no server for this test: run `cargo xtask test`, which starts PostgreSQL and PgBouncer, or set it to the URL of one \
-             whose user may make databases"
+             whose user may make databases and roles"
         )
     })
 }

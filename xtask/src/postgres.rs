@@ -282,7 +282,7 @@ fn pgbouncer() -> Option<PathBuf> {
 fn install() -> Result<()> {
     let advice = "the tests of the shared store need PostgreSQL 15 or newer and PgBouncer: install their servers (Debian and Ubuntu: postgresql \
                   pgbouncer; Fedora: postgresql-server pgbouncer; macOS: brew install postgresql pgbouncer), or name running ones in \
-                  TURNHOUSE_TEST_DATABASE_URL, whose user may make databases, and TURNHOUSE_TEST_POOLER_URL";
+                  TURNHOUSE_TEST_DATABASE_URL, whose user may make databases and roles, and TURNHOUSE_TEST_POOLER_URL";
     ensure!(rustix::process::geteuid().is_root() && which("apt-get").is_some(), "{advice}");
     eprintln!("Installing PostgreSQL and PgBouncer, which the tests of the shared store start.");
     let apt = |arguments: &[&str]| -> Result<()> {

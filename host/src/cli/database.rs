@@ -50,7 +50,12 @@ impl DataArgs {
 
     /// Opens the database for administration: also while its host is running.
     pub async fn open(&self) -> Result<Arc<dyn Store>> {
-        open(&self.load()?).await
+        open(&self.load()?, false).await
+    }
+
+    /// Opens the database as the role that owns it, and mends its schema.
+    pub async fn migrate(&self) -> Result<Arc<dyn Store>> {
+        open(&self.load()?, true).await
     }
 
     /// The configuration, as a host would have it.
@@ -67,10 +72,11 @@ pub fn load_config(file: Option<&Path>, overrides: Vec<(&'static str, figment::v
     })
 }
 
-async fn open(config: &Config) -> Result<Arc<dyn Store>> {
+async fn open(config: &Config, mends: bool) -> Result<Arc<dyn Store>> {
     if let Some(url) = &config.database_url {
         let options = PostgresOptions { connections: 1, ..PostgresOptions::new(url.as_str()) };
-        return Ok(Arc::new(PostgresStore::open(options).await.map_err(failed)?));
+        let opened = if mends { PostgresStore::migrate(options).await } else { PostgresStore::open(options).await };
+        return Ok(Arc::new(opened.map_err(failed)?));
     }
     let options = SqliteOptions { readers: 1, ..SqliteOptions::new(&config.data_dir) };
     let store = SqliteStore::open_admin(options).await.map_err(failed)?;

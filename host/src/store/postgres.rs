@@ -3,6 +3,8 @@
 //! Each intention is one statement that commits by itself; what needs several steps under a lock is a function of the database
 //! (`migrations/postgres`). Only rare administration opens a transaction from here. No connection is held while a guest runs.
 //!
+//! Functions that run a statement say in their name for whom: `…_of` for one org, behind the wall (`wall.rs`); `…_hostwide` for all of them, before it.
+//!
 //! It works behind a pooler that gives every transaction another connection: nothing is left in a session, and there is no statement that must
 //! outlive its transaction. Such a pooler is noticed when the store opens ([`Route`]).
 
@@ -11,16 +13,20 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use sqlx::migrate::Migrator;
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgQueryResult, PgRow};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::query::Query;
-use sqlx::{Connection as _, PgConnection, Postgres, Transaction};
+use sqlx::{Connection as _, PgConnection, Postgres};
 
+use self::ask::{Frame, rows};
 use self::open::{MIGRATIONS, attempt, check_server, connect, migrate, read_url};
 use super::Result;
 use crate::clock::Timestamp;
+#[cfg(test)]
+use crate::ids::OrgId;
 use crate::limits::Limits;
 use crate::quota::Quota;
 
+mod ask;
 mod attachments;
 mod audit;
 mod catalog;
@@ -37,6 +43,7 @@ mod reads;
 mod retention;
 mod standing;
 mod sweep;
+mod wall;
 mod whole;
 mod writer;
 
@@ -164,6 +171,9 @@ pub struct PostgresStore {
     hints: Option<hints::Hints>,
     /// Held while the table of live turns is vacuumed.
     vacuuming: Arc<tokio::sync::Mutex<()>>,
+    /// Another org than a statement's own, whose wall it shall meet.
+    #[cfg(test)]
+    walled_as: Mutex<Option<OrgId>>,
 }
 
 /// When a session last broke off. A restart ends all of them: whatever has not been used since is tried before it is used, so that one statement fails
@@ -199,16 +209,22 @@ type Asked<'q> = Query<'q, Postgres, PgArguments>;
 impl PostgresStore {
     /// Connects, brings the schema up to date, or says what is in the way.
     pub async fn open(options: PostgresOptions) -> Result<PostgresStore> {
-        PostgresStore::open_with(options, &MIGRATIONS).await
+        PostgresStore::open_with(options, &MIGRATIONS, false).await
+    }
+
+    /// The same as the role that owns the tables; mends the wall between orgs where roles, grants or policies of it are missing.
+    pub async fn migrate(options: PostgresOptions) -> Result<PostgresStore> {
+        PostgresStore::open_with(options, &MIGRATIONS, true).await
     }
 
     /// The same with other migrations: those of another release.
-    async fn open_with(options: PostgresOptions, migrations: &Migrator) -> Result<PostgresStore> {
+    async fn open_with(options: PostgresOptions, migrations: &Migrator, mends: bool) -> Result<PostgresStore> {
         let (base, said_pooled) = read_url(&options.url)?;
         let (mut connection, route, connect) = connect(base, said_pooled).await?;
         let opened = async {
             check_server(&connect, &mut connection).await?;
-            migrate(&connect, &mut connection, route, migrations).await
+            migrate(&connect, &mut connection, route, migrations).await?;
+            wall::check(&connect, &mut connection, mends).await
         };
         let opened = opened.await;
         let _ = connection.close().await;
@@ -250,6 +266,8 @@ impl PostgresStore {
             journal: tokio::sync::Mutex::default(),
             connect,
             broke,
+            #[cfg(test)]
+            walled_as: Mutex::default(),
         })
     }
 
@@ -263,20 +281,7 @@ impl PostgresStore {
         sqlx::query(sql).persistent(self.route == Route::Direct)
     }
 
-    /// The rows of one statement, which commits by itself.
-    async fn rows(&self, asked: Asked<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
-        let mut connection = self.pool.acquire().await?;
-        match tokio::time::timeout(ANSWER_TIMEOUT, rows(self.route, &mut connection, asked)).await {
-            Ok(rows) => rows.inspect_err(|error| self.broke.note(error)),
-            Err(_) => {
-                // Nobody knows what will still come over it.
-                drop(connection.detach());
-                Err(silent())
-            }
-        }
-    }
-
-    /// The same for the journal, over its own connection.
+    /// The rows of a statement of the journal, over its own connection: a batch is of many orgs.
     async fn rows_for_journal(&self, asked: Asked<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
         let mut kept = self.journal.lock().await;
         if self.pool.is_closed() {
@@ -294,7 +299,8 @@ impl PostgresStore {
             },
             None => self.reconnect().await?,
         };
-        let answered = tokio::time::timeout(ANSWER_TIMEOUT, rows(self.route, &mut connection, asked)).await;
+        let answered =
+            tokio::time::timeout(ANSWER_TIMEOUT, rows(Frame::bare(self.route), &mut connection, asked)).await;
         let rows = answered.unwrap_or_else(|_| Err(silent()));
         match rows.as_ref().err().filter(|error| !leaves_the_session(error)) {
             None => *kept = Some((connection, Instant::now())),
@@ -318,59 +324,6 @@ impl PostgresStore {
                 }
                 done => return done,
             }
-        }
-    }
-
-    /// The first row of one statement, if there is one.
-    async fn row(&self, asked: Asked<'_>) -> Result<Option<PgRow>, sqlx::Error> {
-        Ok(self.rows(asked).await?.into_iter().next())
-    }
-
-    /// The one row of a statement that always has one.
-    async fn one(&self, asked: Asked<'_>) -> Result<PgRow, sqlx::Error> {
-        self.row(asked).await?.ok_or(sqlx::Error::RowNotFound)
-    }
-
-    /// How many rows one statement changed, which commits by itself.
-    async fn change(&self, asked: Asked<'_>) -> Result<u64, sqlx::Error> {
-        let mut connection = self.pool.acquire().await?;
-        let answered = tokio::time::timeout(ANSWER_TIMEOUT, async {
-            match self.route {
-                Route::Direct => asked.execute(&mut *connection).await,
-                Route::Pooled => {
-                    let mut tx = connection.begin_with(BEGIN).await?;
-                    let done = asked.execute(&mut *tx).await?;
-                    tx.commit().await?;
-                    Ok(done)
-                }
-            }
-        });
-        match answered.await {
-            Ok(done) => {
-                let done = done.inspect_err(|error| self.broke.note(error));
-                done.map(|done: PgQueryResult| done.rows_affected())
-            }
-            Err(_) => {
-                drop(connection.detach());
-                Err(silent())
-            }
-        }
-    }
-
-    /// A transaction, for administration alone.
-    async fn begin(&self, begin: &'static str) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-        self.pool.begin_with(begin).await
-    }
-}
-
-async fn rows(route: Route, connection: &mut PgConnection, asked: Asked<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
-    match route {
-        Route::Direct => asked.fetch_all(connection).await,
-        Route::Pooled => {
-            let mut tx = connection.begin_with(BEGIN).await?;
-            let rows = asked.fetch_all(&mut *tx).await?;
-            tx.commit().await?;
-            Ok(rows)
         }
     }
 }

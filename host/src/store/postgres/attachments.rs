@@ -69,8 +69,8 @@ impl PostgresStore {
         org_bytes_max: u64,
         now: Timestamp,
     ) -> Result<PutAttachment> {
+        let mut tx = self.begin_of(org, BEGIN_LARGE).await?;
         let (org, user, digest, at) = (org.as_str(), user.as_str(), &attachment.id.0[..], self.clock.of(now));
-        let mut tx = self.begin(BEGIN_LARGE).await?;
         loop {
             let there = self.query(ATTACHMENT_THERE).bind(org).bind(digest);
             if there.fetch_optional(&mut *tx).await?.is_some() {
@@ -111,13 +111,13 @@ impl PostgresStore {
     ) -> Result<Vec<Attachment>> {
         let digests: Vec<Vec<u8>> = ids.iter().map(|id| id.0.to_vec()).collect();
         let asked = self.query(ATTACHMENTS).bind(org.as_str()).bind(digests).bind(user.map(UserId::as_str));
-        self.rows(asked).await?.iter().map(attachment).collect()
+        self.rows_of(org, asked).await?.iter().map(attachment).collect()
     }
 
     pub(super) async fn read_attachments_of(&self, org: &OrgId, turns: &[TurnId]) -> Result<Vec<Attachment>> {
         let turns: Vec<Uuid> = turns.iter().map(|turn| turn.0).collect();
         let asked = self.query(ATTACHMENTS_OF_TURNS).bind(org.as_str()).bind(turns);
-        self.rows(asked).await?.iter().map(attachment).collect()
+        self.rows_of(org, asked).await?.iter().map(attachment).collect()
     }
 
     pub(super) async fn read_org_attachments(
@@ -128,19 +128,20 @@ impl PostgresStore {
     ) -> Result<Page<Attachment>> {
         let after = after.map_or_else(Vec::new, |id| id.0.to_vec());
         let asked = self.query(ATTACHMENTS_OF_ORG).bind(org.as_str()).bind(after).bind(one_more(limit));
-        page(&self.rows(asked).await?, limit, attachment)
+        page(&self.rows_of(org, asked).await?, limit, attachment)
     }
 
     pub(super) async fn read_piece(&self, org: &OrgId, id: AttachmentId, piece: u32) -> Result<Option<Bytes>> {
         let piece = i32::try_from(piece).unwrap_or(i32::MAX);
         let asked = self.query(ATTACHMENT_PIECE).bind(org.as_str()).bind(id.0.to_vec()).bind(piece);
-        self.row(asked).await?.map(|row| Ok(row.try_get::<Vec<u8>, _>(0)?.into())).transpose()
+        self.row_of(org, asked).await?.map(|row| Ok(row.try_get::<Vec<u8>, _>(0)?.into())).transpose()
     }
 
     pub(super) async fn drop_attachments(&self, before: Timestamp, limit: usize) -> Result<usize> {
-        self.change(self.query(UPLOADS_FORGET).bind(before.0).bind(rows_max(limit))).await?;
+        self.change_hostwide(self.query(UPLOADS_FORGET).bind(before.0).bind(rows_max(limit))).await?;
         let limit = i32::try_from(limit).unwrap_or(i32::MAX);
-        let seen: i32 = self.one(self.query(RELEASED_DROP).bind(limit).bind(SWEEP_BYTES_MAX)).await?.try_get(0)?;
+        let seen: i32 =
+            self.one_hostwide(self.query(RELEASED_DROP).bind(limit).bind(SWEEP_BYTES_MAX)).await?.try_get(0)?;
         Ok(usize::try_from(seen).unwrap_or(0))
     }
 }

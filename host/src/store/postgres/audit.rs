@@ -53,8 +53,12 @@ impl PostgresStore {
 
     /// The same, alone: of what changes nothing here.
     pub(super) async fn write_act(&self, org: Option<&OrgId>, act: &Act, by: &Actor, now: Timestamp) -> Result<()> {
-        let org = org.map_or("", OrgId::as_str);
-        self.change(said(self.query(AUDIT_NEW).bind(org).bind(self.clock.of(now)), act, by)).await?;
+        let named = org.map_or("", OrgId::as_str);
+        let asked = said(self.query(AUDIT_NEW).bind(named).bind(self.clock.of(now)), act, by);
+        match org {
+            Some(org) => self.change_of(org, asked).await?,
+            None => self.change_hostwide(asked).await?,
+        };
         Ok(())
     }
 
@@ -84,7 +88,11 @@ impl PostgresStore {
             Some(named) => asked.bind(named),
             None => asked,
         };
-        page(&self.rows(asked).await?, limit, entry)
+        let rows = match org {
+            Some(org) => self.rows_of(org, asked).await?,
+            None => self.rows_hostwide(asked).await?,
+        };
+        page(&rows, limit, entry)
     }
 }
 

@@ -109,11 +109,11 @@ impl PostgresStore {
         limit: usize,
     ) -> Result<Page<WorkerVersion>> {
         let asked = self.query(WORKERS).bind(org.as_str()).bind(after.map_or("", WorkerName::as_str));
-        page(&self.rows(asked.bind(one_more(limit))).await?, limit, worker_version)
+        page(&self.rows_of(org, asked.bind(one_more(limit))).await?, limit, worker_version)
     }
 
     pub(super) async fn read_worker_versions(&self, org: &OrgId, worker: &WorkerName) -> Result<Vec<WorkerVersion>> {
-        let rows = self.rows(self.query(WORKER_VERSIONS).bind(org.as_str()).bind(worker.as_str())).await?;
+        let rows = self.rows_of(org, self.query(WORKER_VERSIONS).bind(org.as_str()).bind(worker.as_str())).await?;
         rows.iter().map(worker_version).collect()
     }
 
@@ -124,26 +124,26 @@ impl PostgresStore {
         version: u32,
     ) -> Result<Option<WorkerVersion>> {
         let asked = self.query(WORKER_VERSION).bind(org.as_str()).bind(worker.as_str()).bind(number(version));
-        self.row(asked).await?.as_ref().map(worker_version).transpose()
+        self.row_of(org, asked).await?.as_ref().map(worker_version).transpose()
     }
 
     pub(super) async fn read_module(&self, org: &OrgId, digest: [u8; 32]) -> Result<Option<Bytes>> {
-        let row = self.row(self.query(MODULE).bind(org.as_str()).bind(&digest[..])).await?;
+        let row = self.row_of(org, self.query(MODULE).bind(org.as_str()).bind(&digest[..])).await?;
         row.map(|row| Ok(Bytes::from(row.try_get::<Vec<u8>, _>(0)?))).transpose()
     }
 
     pub(super) async fn read_agent(&self, org: &OrgId, agent: &AgentId) -> Result<Option<Agent>> {
-        let row = self.row(self.query(AGENT).bind(org.as_str()).bind(agent.as_str())).await?;
+        let row = self.row_of(org, self.query(AGENT).bind(org.as_str()).bind(agent.as_str())).await?;
         row.as_ref().map(agent_record).transpose()
     }
 
     pub(super) async fn read_default_agent(&self, org: &OrgId) -> Result<Option<Agent>> {
-        self.row(self.query(AGENT_DEFAULT).bind(org.as_str())).await?.as_ref().map(agent_record).transpose()
+        self.row_of(org, self.query(AGENT_DEFAULT).bind(org.as_str())).await?.as_ref().map(agent_record).transpose()
     }
 
     pub(super) async fn read_agents(&self, org: &OrgId, after: Option<&AgentId>, limit: usize) -> Result<Page<Agent>> {
         let asked = self.query(AGENTS).bind(org.as_str()).bind(after.map_or("", AgentId::as_str));
-        page(&self.rows(asked.bind(one_more(limit))).await?, limit, agent_record)
+        page(&self.rows_of(org, asked.bind(one_more(limit))).await?, limit, agent_record)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -157,7 +157,7 @@ impl PostgresStore {
         now: Timestamp,
         by: &Actor,
     ) -> Result<PutWorker> {
-        let mut tx = self.begin(BEGIN_LARGE).await?;
+        let mut tx = self.begin_of(org, BEGIN_LARGE).await?;
         self.query(ORG_LOCK).bind(org.as_str()).execute(&mut *tx).await?;
         let put = self.put_worker_in(&mut tx, org, worker, upload, workers_max, versions_kept, now, by).await?;
         if matches!(put, PutWorker::Created(_)) {
@@ -241,8 +241,8 @@ impl PostgresStore {
         by: &Actor,
     ) -> Result<Deleted> {
         let act = Act::worker_delete(worker);
+        let mut tx = self.begin_of(org, BEGIN).await?;
         let (org, worker) = (org.as_str(), worker.as_str());
-        let mut tx = self.begin(BEGIN).await?;
         self.query(ORG_LOCK).bind(org).execute(&mut *tx).await?;
         self.query(LOAD_LOCK).bind(org).execute(&mut *tx).await?;
         if let Some(row) = self.query(WORKER_AGENT).bind(org).bind(worker).fetch_optional(&mut *tx).await? {
@@ -271,7 +271,7 @@ impl PostgresStore {
         now: Timestamp,
         by: &Actor,
     ) -> Result<PutAgent> {
-        let mut tx = self.begin(BEGIN).await?;
+        let mut tx = self.begin_of(org, BEGIN).await?;
         self.query(ORG_LOCK).bind(org.as_str()).execute(&mut *tx).await?;
         let put = self.put_agent_in(&mut tx, org, agent, settings, agents_max, now, by).await?;
         if matches!(put, PutAgent::Stored { .. }) {
@@ -356,8 +356,8 @@ impl PostgresStore {
         now: Timestamp,
         by: &Actor,
     ) -> Result<Deleted> {
+        let mut tx = self.begin_of(org, BEGIN).await?;
         let (id, org, agent) = (agent, org.as_str(), agent.as_str());
-        let mut tx = self.begin(BEGIN).await?;
         self.query(ORG_LOCK).bind(org).execute(&mut *tx).await?;
         // A conversation begins under this lock.
         self.query(LOAD_LOCK).bind(org).execute(&mut *tx).await?;

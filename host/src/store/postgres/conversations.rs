@@ -57,7 +57,7 @@ impl PostgresStore {
         conversation: &ConversationId,
     ) -> Result<Option<Owned<ConversationRecord>>> {
         let asked = self.query(CONVERSATION).bind(org.as_str()).bind(agent.as_str()).bind(conversation.as_str());
-        let row = self.row(asked).await?;
+        let row = self.row_of(org, asked).await?;
         row.map(|row| record(&row).map(|found| Owned::new(org.clone(), found.user.clone(), found))).transpose()
     }
 
@@ -68,7 +68,7 @@ impl PostgresStore {
         conversation: &ConversationId,
     ) -> Result<Option<Uuid>> {
         let asked = self.query(GENERATION).bind(org.as_str()).bind(agent.as_str()).bind(conversation.as_str());
-        self.row(asked).await?.map(|row| Ok(row.try_get(0)?)).transpose()
+        self.row_of(org, asked).await?.map(|row| Ok(row.try_get(0)?)).transpose()
     }
 
     pub(super) async fn read_conversations(
@@ -89,7 +89,7 @@ impl PostgresStore {
             Some(user) => asked.bind(user.as_str()),
             None => asked,
         };
-        page(&self.rows(asked).await?, limit, record)
+        page(&self.rows_of(org, asked).await?, limit, record)
     }
 
     /// `true`: it did not exist.
@@ -109,7 +109,7 @@ impl PostgresStore {
             .bind(conversation.as_str())
             .bind(user.as_str())
             .bind(Uuid::now_v7());
-        Ok(self.one(asked).await?.try_get(0)?)
+        Ok(self.call_one_of(org, asked).await?.try_get(0)?)
     }
 
     pub(super) async fn write_deletion(
@@ -128,7 +128,7 @@ impl PostgresStore {
             .bind(conversation.as_str())
             .bind(Uuid::now_v7());
         let act = Act::conversation(Verb::ConversationDelete, agent, conversation);
-        let rows = self.rows(said(asked, &act, by)).await?;
+        let rows = self.call_of(org, said(asked, &act, by)).await?;
         rows.iter()
             .map(|row| {
                 Ok(Ended {
@@ -163,7 +163,7 @@ impl PostgresStore {
             .bind(change.title.clone().flatten())
             .bind(change.metadata.is_some())
             .bind(change.metadata_json());
-        Ok(self.one(asked).await?.try_get(0)?)
+        Ok(self.call_one_of(org, asked).await?.try_get(0)?)
     }
 
     pub(super) async fn write_reset(
@@ -182,7 +182,7 @@ impl PostgresStore {
             .bind(conversation.as_str())
             .bind(Uuid::now_v7());
         let act = Act::conversation(Verb::ConversationReset, agent, conversation);
-        self.rows(said(asked, &act, by)).await?;
+        self.call_of(org, said(asked, &act, by)).await?;
         Ok(())
     }
 }

@@ -89,23 +89,23 @@ const ERASE: &[&str] = &[
 
 impl PostgresStore {
     pub(super) async fn read_deleting(&self) -> Result<Vec<OrgRecord>> {
-        self.rows(self.query(DELETING)).await?.iter().map(org_record).collect()
+        self.rows_hostwide(self.query(DELETING)).await?.iter().map(org_record).collect()
     }
 
     pub(super) async fn read_live_turns(&self, org: &OrgId, limit: usize) -> Result<Vec<TurnId>> {
         let asked = self.query(LIVE_OF_ORG).bind(org.as_str()).bind(rows_max(limit));
-        self.rows(asked).await?.iter().map(|row| Ok(TurnId(row.try_get(0)?))).collect()
+        self.rows_of(org, asked).await?.iter().map(|row| Ok(TurnId(row.try_get(0)?))).collect()
     }
 
     pub(super) async fn read_digests(&self, org: &OrgId) -> Result<Vec<[u8; 32]>> {
-        let rows = self.rows(self.query(DIGESTS).bind(org.as_str())).await?;
+        let rows = self.rows_of(org, self.query(DIGESTS).bind(org.as_str())).await?;
         let digest =
             |bytes: &[u8]| bytes.try_into().map_err(|_| StoreError::Corrupt("a digest is not 32 bytes".to_owned()));
         rows.iter().map(|row| digest(row.try_get(0)?)).collect()
     }
 
     pub(super) async fn write_mark(&self, org: &OrgId, now: Timestamp, by: &Actor) -> Result<bool> {
-        let mut tx = self.begin(BEGIN).await?;
+        let mut tx = self.begin_hostwide(BEGIN).await?;
         let at = self.clock.of(now);
         if self.query(ORG_MARK).bind(org.as_str()).bind(at).execute(&mut *tx).await?.rows_affected() == 0 {
             let there = self.query(ORG_THERE).bind(org.as_str()).fetch_optional(&mut *tx).await?;
@@ -119,7 +119,7 @@ impl PostgresStore {
 
     pub(super) async fn erase_step(&self, org: &OrgId, limit: usize) -> Result<Erased> {
         let id = org.as_str();
-        let there = self.row(self.query(ORG_THERE).bind(id)).await?;
+        let there = self.row_hostwide(self.query(ORG_THERE).bind(id)).await?;
         let Some(there) = there else { return Ok(Erased::Whole) };
         if !there.try_get::<bool, _>(0)? || !self.read_live_turns(org, 1).await?.is_empty() {
             return Ok(Erased::Not);
@@ -131,13 +131,13 @@ impl PostgresStore {
                 ERASE_ATTACHMENT_PIECES => 32,
                 _ => rows_max(limit),
             };
-            let gone = self.change(self.query(statement).bind(id).bind(rows)).await?;
+            let gone = self.change_hostwide(self.query(statement).bind(id).bind(rows)).await?;
             if gone > 0 {
                 return Ok(Erased::Rows(usize::try_from(gone).unwrap_or(usize::MAX)));
             }
         }
         // Under the lock under which turns are accepted: none came in since they were looked for.
-        let mut tx = self.begin(BEGIN).await?;
+        let mut tx = self.begin_hostwide(BEGIN).await?;
         self.query(LOAD_LOCK).bind(id).execute(&mut *tx).await?;
         if self.query(LIVE_OF_ORG).bind(id).bind(1_i64).fetch_optional(&mut *tx).await?.is_some() {
             return Ok(Erased::Not);

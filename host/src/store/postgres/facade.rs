@@ -57,17 +57,17 @@ impl Store for PostgresStore {
 
     async fn register_replica(&self, replica: ReplicaId, now: Timestamp, ttl_ms: u64) -> Result<()> {
         let ttl = millis(ttl_ms);
-        self.change(self.query(REGISTER).bind(replica.0).bind(self.clock.of(now)).bind(ttl)).await?;
+        self.change_hostwide(self.query(REGISTER).bind(replica.0).bind(self.clock.of(now)).bind(ttl)).await?;
         Ok(())
     }
 
     async fn renew_replica(&self, replica: ReplicaId, now: Timestamp, ttl_ms: u64) -> Result<bool> {
         let ttl = millis(ttl_ms);
-        Ok(self.change(self.query(RENEW).bind(replica.0).bind(self.clock.of(now)).bind(ttl)).await? == 1)
+        Ok(self.change_hostwide(self.query(RENEW).bind(replica.0).bind(self.clock.of(now)).bind(ttl)).await? == 1)
     }
 
     async fn drain_replica(&self, replica: ReplicaId) -> Result<()> {
-        self.change(self.query(DRAIN).bind(replica.0)).await?;
+        self.change_hostwide(self.query(DRAIN).bind(replica.0)).await?;
         Ok(())
     }
 
@@ -77,12 +77,12 @@ impl Store for PostgresStore {
             Clock::Database => None,
             Clock::Passed => Some(0_i64),
         };
-        self.change(self.query(RETIRE).bind(replica.0).bind(at)).await?;
+        self.change_hostwide(self.query(RETIRE).bind(replica.0).bind(at)).await?;
         Ok(())
     }
 
     async fn expire_other_replicas(&self, except: ReplicaId, now: Timestamp) -> Result<u64> {
-        Ok(self.change(self.query(EXPIRE_OTHERS).bind(except.0).bind(self.clock.of(now))).await?)
+        Ok(self.change_hostwide(self.query(EXPIRE_OTHERS).bind(except.0).bind(self.clock.of(now))).await?)
     }
 
     async fn sweep(&self, now: Timestamp, gate_refusals_max: u32, limit: usize) -> Result<SweepFindings> {
@@ -513,7 +513,7 @@ impl Store for PostgresStore {
     }
 
     async fn ping(&self) -> Result<()> {
-        self.rows(self.query(PING)).await?;
+        self.rows_hostwide(self.query(PING)).await?;
         Ok(())
     }
 

@@ -73,7 +73,7 @@ SELECT EXISTS (SELECT 1 FROM made)";
 
 impl PostgresStore {
     pub(super) async fn write_org(&self, org: &OrgId, owner: &UserId, now: Timestamp, by: &Actor) -> Result<bool> {
-        let mut tx = self.begin(BEGIN).await?;
+        let mut tx = self.begin_hostwide(BEGIN).await?;
         let made = self.put_org(&mut tx, org, owner, now, by).await?;
         tx.commit().await?;
         Ok(made)
@@ -96,17 +96,17 @@ impl PostgresStore {
     }
 
     pub(super) async fn read_orgs(&self) -> Result<Vec<OrgRecord>> {
-        let rows = self.rows(self.query(ORGS)).await?;
+        let rows = self.rows_hostwide(self.query(ORGS)).await?;
         rows.iter().map(org_record).collect()
     }
 
     pub(super) async fn read_org(&self, org: &OrgId) -> Result<Option<OrgRecord>> {
-        let row = self.row(self.query(ORG).bind(org.as_str())).await?;
+        let row = self.row_of(org, self.query(ORG).bind(org.as_str())).await?;
         row.as_ref().map(org_record).transpose()
     }
 
     pub(super) async fn write_key(&self, hash: [u8; 32], key: &KeyRecord, by: &Actor) -> Result<bool> {
-        let mut tx = self.begin(BEGIN).await?;
+        let mut tx = self.begin_of(&key.org, BEGIN).await?;
         let asked = self
             .query(KEY_NEW)
             .bind(key.org.as_str())
@@ -135,7 +135,7 @@ impl PostgresStore {
         overlap_ms: u64,
         by: &Actor,
     ) -> Result<bool> {
-        let mut tx = self.begin(BEGIN).await?;
+        let mut tx = self.begin_of(&key.org, BEGIN).await?;
         let asked = self
             .query(KEY_SUCCEED)
             .bind(key.org.as_str())
@@ -158,32 +158,32 @@ impl PostgresStore {
     }
 
     pub(super) async fn read_key(&self, hash: [u8; 32]) -> Result<Option<KeyRecord>> {
-        let row = self.row(self.query(KEY).bind(&hash[..])).await?;
+        let row = self.row_hostwide(self.query(KEY).bind(&hash[..])).await?;
         row.as_ref().map(record).transpose()
     }
 
     pub(super) async fn read_key_by_id(&self, org: &OrgId, key: &str) -> Result<Option<KeyRecord>> {
-        let row = self.row(self.query(KEY_BY_ID).bind(org.as_str()).bind(key)).await?;
+        let row = self.row_of(org, self.query(KEY_BY_ID).bind(org.as_str()).bind(key)).await?;
         row.as_ref().map(record).transpose()
     }
 
     pub(super) async fn read_ticket_keys(&self) -> Result<Vec<TicketKey>> {
-        let rows = self.rows(self.query(TICKET_KEYS)).await?;
+        let rows = self.rows_hostwide(self.query(TICKET_KEYS)).await?;
         rows.iter().map(ticket_key).collect()
     }
 
     pub(super) async fn write_ticket_key(&self, number: i64, secret: [u8; 32], now: Timestamp) -> Result<bool> {
         let asked = self.query(TICKET_KEY_NEW).bind(number).bind(&secret[..]).bind(self.clock.of(now));
-        Ok(self.one(asked).await?.try_get(0)?)
+        Ok(self.one_hostwide(asked).await?.try_get(0)?)
     }
 
     pub(super) async fn read_keys(&self, org: &OrgId) -> Result<Vec<KeyRecord>> {
-        let rows = self.rows(self.query(KEYS).bind(org.as_str())).await?;
+        let rows = self.rows_of(org, self.query(KEYS).bind(org.as_str())).await?;
         rows.iter().map(record).collect()
     }
 
     pub(super) async fn write_revocation(&self, org: &OrgId, id: &str, now: Timestamp, by: &Actor) -> Result<bool> {
-        let mut tx = self.begin(BEGIN).await?;
+        let mut tx = self.begin_of(org, BEGIN).await?;
         let asked = self.query(KEY_REVOKE).bind(org.as_str()).bind(id).bind(self.clock.of(now));
         if asked.execute(&mut *tx).await?.rows_affected() == 0 {
             // Revoked before: once, so it stays.
@@ -198,7 +198,7 @@ impl PostgresStore {
     pub(super) async fn write_last_use(&self, used: &[(OrgId, String)], now: Timestamp) -> Result<()> {
         let orgs: Vec<&str> = used.iter().map(|(org, _)| org.as_str()).collect();
         let keys: Vec<&str> = used.iter().map(|(_, key)| key.as_str()).collect();
-        self.change(self.query(KEY_TOUCH).bind(orgs).bind(keys).bind(self.clock.of(now))).await?;
+        self.change_hostwide(self.query(KEY_TOUCH).bind(orgs).bind(keys).bind(self.clock.of(now))).await?;
         Ok(())
     }
 }

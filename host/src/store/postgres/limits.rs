@@ -30,7 +30,7 @@ impl PostgresStore {
         now: Timestamp,
         by: &Actor,
     ) -> Result<Option<OwnLimits>> {
-        let mut tx = self.begin(BEGIN).await?;
+        let mut tx = self.begin_of(org, BEGIN).await?;
         let Some(row) = self.query(LIMITS).bind(org.as_str()).fetch_optional(&mut *tx).await? else { return Ok(None) };
         let before = own(&row)?;
         let after = before.with(change);
@@ -52,7 +52,7 @@ impl PostgresStore {
     }
 
     pub(super) async fn read_use(&self, org: &OrgId, now: Timestamp) -> Result<Option<OrgUse>> {
-        let Some(row) = self.row(self.query(ORG_USE).bind(org.as_str()).bind(self.clock.of(now))).await? else {
+        let Some(row) = self.row_of(org, self.query(ORG_USE).bind(org.as_str()).bind(self.clock.of(now))).await? else {
             return Ok(None);
         };
         let count = |column: usize| row.try_get::<i32, _>(column).map(|count| u64::from(count.unsigned_abs()));

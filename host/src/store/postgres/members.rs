@@ -59,21 +59,21 @@ impl PostgresStore {
     pub(super) async fn read_members(&self, org: &OrgId, after: Option<&UserId>, limit: usize) -> Result<Page<Member>> {
         let after = after.map_or("", UserId::as_str);
         let asked = self.query(MEMBERS).bind(org.as_str()).bind(after).bind(one_more(limit));
-        page(&self.rows(asked).await?, limit, member)
+        page(&self.rows_of(org, asked).await?, limit, member)
     }
 
     pub(super) async fn read_role(&self, org: &OrgId, user: &UserId) -> Result<Option<Role>> {
-        let row = self.row(self.query(ROLE).bind(org.as_str()).bind(user.as_str())).await?;
+        let row = self.row_of(org, self.query(ROLE).bind(org.as_str()).bind(user.as_str())).await?;
         row.as_ref().map(|row| role(row, 0)).transpose()
     }
 
     pub(super) async fn read_memberships(&self, user: &UserId, limit: usize) -> Result<Vec<Membership>> {
         let asked = self.query(MEMBERSHIPS).bind(user.as_str()).bind(rows_max(limit));
-        self.rows(asked).await?.iter().map(membership).collect()
+        self.rows_hostwide(asked).await?.iter().map(membership).collect()
     }
 
     pub(super) async fn read_membership_of_turn(&self, user: &UserId, turn: TurnId) -> Result<Option<Membership>> {
-        let row = self.row(self.query(MEMBERSHIP_OF_TURN).bind(user.as_str()).bind(turn.0)).await?;
+        let row = self.row_hostwide(self.query(MEMBERSHIP_OF_TURN).bind(user.as_str()).bind(turn.0)).await?;
         row.as_ref().map(membership).transpose()
     }
 
@@ -88,7 +88,7 @@ impl PostgresStore {
         now: Timestamp,
         by: &Actor,
     ) -> Result<PutMember> {
-        let mut tx = self.begin(BEGIN).await?;
+        let mut tx = self.begin_of(org, BEGIN).await?;
         if self.query(MEMBERS_LOCK).bind(org.as_str()).fetch_optional(&mut *tx).await?.is_none() {
             return Ok(PutMember::NoOrg);
         }
@@ -126,7 +126,7 @@ impl PostgresStore {
         by: &Actor,
     ) -> Result<RemoveMember> {
         let (id, name) = (org.as_str(), user.as_str());
-        let mut tx = self.begin(BEGIN).await?;
+        let mut tx = self.begin_of(org, BEGIN).await?;
         self.query(MEMBERS_LOCK).bind(id).execute(&mut *tx).await?;
         let Some(before) = self.member(&mut tx, org, user).await? else { return Ok(RemoveMember::NotFound) };
         let (owners, as_owner) =

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::LazyLock;
 
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgDatabaseError};
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Row as _};
 
 use super::{ACQUIRE_TIMEOUT, Route, SETTINGS, STATEMENT_TIMEOUT, silent};
@@ -17,6 +17,9 @@ pub(super) static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     migrations.set_locking(false).set_ignore_missing(true);
     migrations
 });
+
+/// Begins a change of the schema.
+pub(super) const MIGRATING: &str = "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = '60s'; SET LOCAL lock_timeout = '60s'";
 
 /// The oldest server whose features are used.
 const SERVER_MIN: i64 = 15;
@@ -128,8 +131,7 @@ pub(super) async fn migrate(
     if is_migrated(connection, migrations).await.map_err(failed)? {
         return check_compat(connection, migrations).await.map_err(failed)?;
     }
-    let begin = "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = '60s'; SET LOCAL lock_timeout = '60s'";
-    let mut tx = connection.begin_with(begin).await.map_err(failed)?;
+    let mut tx = connection.begin_with(MIGRATING).await.map_err(failed)?;
     // Waits for another host that is at it. Ends with the transaction: behind a pooler there is no session to hold it.
     let lock = sqlx::raw_sql("SELECT pg_advisory_xact_lock(8787, hashtext(current_schema()))");
     lock.execute(&mut *tx).await.map_err(failed)?;
@@ -211,8 +213,13 @@ pub(super) fn place(options: &PgConnectOptions) -> String {
     format!("{host}:{}/{database}", options.get_port())
 }
 
+/// What a migration of ours advises.
+fn hint(error: &sqlx::Error) -> Option<&str> {
+    error.as_database_error()?.try_downcast_ref::<PgDatabaseError>()?.hint()
+}
+
 /// What a person can do about a database that does not open.
-fn opening(options: &PgConnectOptions, error: &sqlx::Error) -> StoreError {
+pub(super) fn opening(options: &PgConnectOptions, error: &sqlx::Error) -> StoreError {
     let (place, user) = (place(options), options.get_username());
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code).unwrap_or_default();
     // A pooler has one code for whatever is wrong.
@@ -236,7 +243,8 @@ fn opening(options: &PgConnectOptions, error: &sqlx::Error) -> StoreError {
         }
         (_, "3D000") => format!("there is no such database at {place}; make it, with CREATE DATABASE or createdb"),
         (_, "42501") => format!(
-            "user {user} may not do that at {place}: {error}; GRANT it ALL on the database's schema, or let a role that may start turnhouse once"
+            "user {user} may not do that at {place}: {error}; {}",
+            hint(error).unwrap_or("run turnhouse migrate as the role that owns the tables, and GRANT turnhouse_tenant, turnhouse_host to the hosts' role")
         ),
         (_, "53300") => {
             format!("PostgreSQL at {place} has no connection left; raise its max_connections or give the hosts fewer")

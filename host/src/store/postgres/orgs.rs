@@ -36,7 +36,7 @@ impl PostgresStore {
         by: &Actor,
     ) -> Result<Provisioned> {
         let id = org.as_str();
-        let mut tx = self.begin(BEGIN_LARGE).await?;
+        let mut tx = self.begin_hostwide(BEGIN_LARGE).await?;
         let created = self.put_org(&mut tx, org, owner, now, by).await?;
         self.query(ORG_LOCK).bind(id).execute(&mut *tx).await?;
         let leaving = self.query(ORG_LEAVING).bind(id).fetch_optional(&mut *tx).await?.is_some();

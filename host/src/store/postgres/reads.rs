@@ -67,7 +67,7 @@ const EVENT_ROWS: usize = 64;
 
 impl PostgresStore {
     pub(super) async fn read_turn(&self, org: &OrgId, turn: TurnId) -> Result<Option<Owned<TurnRecord>>> {
-        let row = self.row(self.query(TURN).bind(org.as_str()).bind(turn.0)).await?;
+        let row = self.row_of(org, self.query(TURN).bind(org.as_str()).bind(turn.0)).await?;
         row.map(|row| Ok(Owned::new(org.clone(), id(&row, 26)?, turn_record(&row)?))).transpose()
     }
 
@@ -85,7 +85,7 @@ impl PostgresStore {
         // One more than a page has tells whether there are more.
         let rows_max = if after == Some(EventId::End) { 0 } else { EVENT_ROWS + 1 };
         let asked = self.query(EVENTS).bind(org.as_str()).bind(turn.0).bind(epoch).bind(seq).bind(limit(rows_max));
-        let Some(row) = self.row(asked).await? else { return Ok(None) };
+        let Some(row) = self.row_of(org, asked).await? else { return Ok(None) };
         let mut page = EventPage { turn: turn_record(&row)?, events: Vec::new(), more: false };
         if after == Some(EventId::End) {
             return Ok(Some(page));
@@ -136,11 +136,11 @@ impl PostgresStore {
             .bind(from)
             .bind(with_private)
             .bind(one_more(limit));
-        page(&self.rows(asked).await?, limit, turn_record)
+        page(&self.rows_of(org, asked).await?, limit, turn_record)
     }
 
     pub(super) async fn read_running(&self, replica: ReplicaId) -> Result<Vec<Lease>> {
-        let rows = self.rows(self.query(RUNNING).bind(replica.0)).await?;
+        let rows = self.rows_hostwide(self.query(RUNNING).bind(replica.0)).await?;
         rows.iter()
             .map(|row| {
                 Ok(Lease {
@@ -160,7 +160,7 @@ impl PostgresStore {
         let orgs: Vec<&str> = leases.iter().map(|lease| lease.org.as_str()).collect();
         let turns: Vec<Uuid> = leases.iter().map(|lease| lease.turn.0).collect();
         let epochs: Vec<i32> = leases.iter().map(|lease| i32::try_from(lease.epoch).unwrap_or(i32::MAX)).collect();
-        let rows = self.rows(self.query(STALE).bind(orgs).bind(turns).bind(epochs)).await?;
+        let rows = self.rows_hostwide(self.query(STALE).bind(orgs).bind(turns).bind(epochs)).await?;
         rows.iter().map(|row| Ok(TurnId(row.try_get(0)?))).collect()
     }
 }

@@ -38,17 +38,17 @@ DELETE FROM audit a USING old o WHERE a.org_id = $1 AND a.at = o.at AND a.audit_
 impl PostgresStore {
     pub(super) async fn retain_next(&self, after: Option<&OrgId>, keep: Retention, limit: usize) -> Result<Retained> {
         let asked = self.query(RETAIN_ORG).bind(after.map_or("", OrgId::as_str));
-        let Some(row) = self.row(asked).await? else { return Ok(Retained::default()) };
+        let Some(row) = self.row_hostwide(asked).await? else { return Ok(Retained::default()) };
         let org: OrgId = super::reads::id(&row, 0)?;
         let mut rows = 0;
         for (sql, since) in [(RETAIN_TURNS, keep.turns_since), (RETAIN_EVENTS, keep.events_since)] {
             let Some(since) = since else { continue };
             let floor: Uuid = since.first_id();
-            rows += self.change(self.query(sql).bind(org.as_str()).bind(floor).bind(rows_max(limit))).await?;
+            rows += self.change_hostwide(self.query(sql).bind(org.as_str()).bind(floor).bind(rows_max(limit))).await?;
         }
         if let Some(since) = keep.audit_since {
             let asked = self.query(RETAIN_AUDIT).bind(org.as_str()).bind(since.0).bind(rows_max(limit));
-            rows += self.change(asked).await?;
+            rows += self.change_hostwide(asked).await?;
         }
         Ok(Retained { org: Some(org), rows: usize::try_from(rows).unwrap_or(usize::MAX) })
     }

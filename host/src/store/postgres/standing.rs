@@ -43,7 +43,7 @@ SELECT current_setting('server_version'), current_setting('fsync') = 'on', curre
 
 impl PostgresStore {
     pub(super) async fn read_time(&self) -> Result<Timestamp> {
-        Ok(Timestamp(self.one(self.query(TIME)).await?.try_get(0)?))
+        Ok(Timestamp(self.one_hostwide(self.query(TIME)).await?.try_get(0)?))
     }
 
     pub(super) async fn read_progress(&self, turns: &[(OrgId, TurnId)]) -> Result<Vec<Option<Progress>>> {
@@ -53,7 +53,7 @@ impl PostgresStore {
         }
         let orgs: Vec<&str> = turns.iter().map(|(org, _)| org.as_str()).collect();
         let ids: Vec<Uuid> = turns.iter().map(|(_, turn)| turn.0).collect();
-        for row in self.rows(self.query(PROGRESS).bind(orgs).bind(ids)).await? {
+        for row in self.rows_hostwide(self.query(PROGRESS).bind(orgs).bind(ids)).await? {
             let place = usize::try_from(row.try_get::<i64, _>(0)? - 1).expect("a place of the list");
             let logged = match row.try_get::<Option<i32>, _>(4)? {
                 Some(epoch) => {
@@ -70,9 +70,9 @@ impl PostgresStore {
 
     pub(super) async fn read_status(&self, now: Timestamp) -> Result<StoreStatus> {
         let at = self.clock.of(now);
-        let schema_version = self.one(self.query(STATUS_SCHEMA)).await?.try_get(0)?;
+        let schema_version = self.one_hostwide(self.query(STATUS_SCHEMA)).await?.try_get(0)?;
         let mut replicas = Vec::new();
-        for row in self.rows(self.query(STATUS_REPLICAS).bind(at)).await? {
+        for row in self.rows_hostwide(self.query(STATUS_REPLICAS).bind(at)).await? {
             replicas.push(ReplicaStatus {
                 id: ReplicaId(row.try_get(0)?),
                 expires_in_ms: row.try_get(1)?,
@@ -80,7 +80,7 @@ impl PostgresStore {
                 running: row.try_get::<i64, _>(3)?.unsigned_abs(),
             });
         }
-        let row = self.one(self.query(STATUS_LIVE).bind(at)).await?;
+        let row = self.one_hostwide(self.query(STATUS_LIVE).bind(at)).await?;
         let count = |column: usize| -> Result<u64> { Ok(row.try_get::<i64, _>(column)?.unsigned_abs()) };
         let age = |column: usize| -> Result<Option<u64>> {
             Ok(row.try_get::<Option<i64>, _>(column)?.map(|age| age.max(0).unsigned_abs()))
@@ -101,9 +101,9 @@ impl PostgresStore {
 
     /// The server and the way to it.
     pub(super) async fn examine_server(&self) -> Result<Vec<Finding>> {
-        let version: i64 = self.one(self.query(STATUS_SCHEMA)).await?.try_get(0)?;
+        let version: i64 = self.one_hostwide(self.query(STATUS_SCHEMA)).await?.try_get(0)?;
         let known = super::open::schema_known();
-        let row = self.one(self.query(EXAMINE)).await?;
+        let row = self.one_hostwide(self.query(EXAMINE)).await?;
         let server: String = row.try_get(0)?;
         let (fsync, full_pages, vacuums): (bool, bool, bool) = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
         let (most, used, hot): (i32, i64, i64) = (row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
@@ -161,6 +161,7 @@ impl PostgresStore {
                 )
             },
         ];
+        findings.push(self.examine_wall().await?);
         if !fsync || !full_pages {
             findings.push(Finding::doubtful(
                 "durability",

@@ -80,7 +80,7 @@ impl PostgresStore {
         let refusals_max = i32::try_from(gate_refusals_max.max(1)).unwrap_or(i32::MAX);
         let mut findings = SweepFindings::default();
         let asked = self.query(SWEEP_OVERDUE).bind(at).bind(rows_max(limit)).bind(refusals_max).bind(epoch_max);
-        for row in self.rows(asked).await? {
+        for row in self.rows_hostwide(asked).await? {
             let why = match row.try_get::<&str, _>(3)? {
                 "waiting" => OverdueReason::QueueTimeout,
                 "ready" => OverdueReason::AdmissionTimeout,
@@ -95,19 +95,19 @@ impl PostgresStore {
             findings.overdue.push(Overdue { org: id(&row, 0)?, turn, epoch: small(&row, 2)?, why });
         }
         findings.overdue.truncate(limit);
-        for row in self.rows(self.query(SWEEP_STUCK).bind(rows_max(limit))).await? {
+        for row in self.rows_hostwide(self.query(SWEEP_STUCK).bind(rows_max(limit))).await? {
             let (org, agent, conversation): (OrgId, AgentId, ConversationId) =
                 (id(&row, 0)?, id(&row, 1)?, id(&row, 2)?);
             let asked = self.query(SWEEP_REPAIR).bind(at).bind(org.as_str()).bind(agent.as_str());
-            if self.one(asked.bind(conversation.as_str())).await?.try_get(0)? {
+            if self.one_hostwide(asked.bind(conversation.as_str())).await?.try_get(0)? {
                 tracing::error!(%org, %agent, %conversation, "a conversation's next turn had not been made ready");
             }
         }
-        self.change(self.query(SWEEP_REPLICAS).bind(at)).await?;
+        self.change_hostwide(self.query(SWEEP_REPLICAS).bind(at)).await?;
         if let Err(error) = self.vacuum_markers().await {
             tracing::warn!(%error, "could not vacuum the table of live turns");
         }
-        findings.ready = self.one(self.query(SWEEP_READY).bind(at).bind(epoch_max)).await?.try_get(0)?;
+        findings.ready = self.one_hostwide(self.query(SWEEP_READY).bind(at).bind(epoch_max)).await?.try_get(0)?;
         Ok(findings)
     }
 
@@ -115,7 +115,7 @@ impl PostgresStore {
     /// by then there would be some hundred thousand. It runs beside the sweep, whose deadlines do not wait for it, and only once at a time.
     async fn vacuum_markers(&self) -> Result<()> {
         let Ok(alone) = Arc::clone(&self.vacuuming).try_lock_owned() else { return Ok(()) };
-        let dead: i64 = self.one(self.query(SWEEP_DEAD)).await?.try_get(0)?;
+        let dead: i64 = self.one_hostwide(self.query(SWEEP_DEAD)).await?.try_get(0)?;
         if dead < DEAD_MAX {
             return Ok(());
         }
@@ -147,12 +147,12 @@ impl PostgresStore {
     }
 
     pub(super) async fn forget_keys_before(&self, before: Timestamp, limit: usize) -> Result<usize> {
-        let forgotten = self.change(self.query(FORGET_KEYS).bind(before.0).bind(rows_max(limit))).await?;
+        let forgotten = self.change_hostwide(self.query(FORGET_KEYS).bind(before.0).bind(rows_max(limit))).await?;
         Ok(usize::try_from(forgotten).unwrap_or(usize::MAX))
     }
 
     pub(super) async fn read_live_counts(&self) -> Result<LiveCounts> {
-        let row = self.one(self.query(LIVE)).await?;
+        let row = self.one_hostwide(self.query(LIVE)).await?;
         let count = |column: usize| row.try_get::<i64, _>(column).map(i64::unsigned_abs);
         Ok(LiveCounts { waiting: count(0)?, ready: count(1)?, running: count(2)? })
     }

@@ -18,13 +18,16 @@ use crate::ids::ReplicaId;
 use crate::store::conformance::{World, agent, by, conversation, org, user};
 use crate::store::{Accept, AcceptResult, ClaimRequest, CommitResult, PutAgent, Store, StoreError, Write, Written};
 
+mod isolation;
+mod roles;
+
 const SNAPSHOTS_KEPT: u32 = 3;
 
 fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| {
         panic!(
             "{name} names no server for this test: run `cargo xtask test`, which starts PostgreSQL and PgBouncer, or set it to the URL of one \
-             whose user may make databases"
+             whose user may make databases and roles"
         )
     })
 }
@@ -526,10 +529,10 @@ async fn every_session_has_its_settings() {
     assert_eq!(pooled.route, Route::Pooled);
     for store in [store, pooled] {
         for (name, value) in SETTINGS {
-            let row = store.one(store.query("SELECT current_setting($1)").bind(name)).await.unwrap();
+            let row = store.one_hostwide(store.query("SELECT current_setting($1)").bind(name)).await.unwrap();
             assert_eq!(row.get::<String, _>(0), value, "{name}, {:?}", store.route);
         }
-        let named = store.one(store.query("SELECT count(*) FROM pg_prepared_statements")).await.unwrap();
+        let named = store.one_hostwide(store.query("SELECT count(*) FROM pg_prepared_statements")).await.unwrap();
         assert_eq!(named.get::<i64, _>(0) == 0, store.route == Route::Pooled, "no statement outlives its transaction");
         store.close().await;
     }
@@ -667,7 +670,7 @@ async fn the_sweep_vacuums_the_table_of_live_turns_directly_and_through_a_pooler
         other.close().await.unwrap();
         let asked = "SELECT pg_stat_get_vacuum_count('turn_markers'::regclass), pg_stat_get_dead_tuples('turn_markers'::regclass)";
         let seen = async || {
-            let row = store.one(store.query(asked)).await.unwrap();
+            let row = store.one_hostwide(store.query(asked)).await.unwrap();
             (row.get::<i64, _>(0), row.get::<i64, _>(1))
         };
         tokio::time::timeout(std::time::Duration::from_secs(20), async {
@@ -835,6 +838,7 @@ async fn every_statement_says_its_name() {
         reads::STATEMENTS,
         standing::STATEMENTS,
         sweep::STATEMENTS,
+        wall::STATEMENTS,
         retention::STATEMENTS,
         whole::STATEMENTS,
     ]
@@ -880,7 +884,7 @@ async fn r6_hosts_of_two_releases_work_side_by_side_until_one_contracts() {
     let before = world.submit_and_start(world.message("c")).await;
     let behind = world.submit(world.message("c")).await;
     let expanded = of_a_later_release(&[EXPAND]).await;
-    let later = PostgresStore::open_with(options.clone(), &expanded).await.unwrap();
+    let later = PostgresStore::open_with(options.clone(), &expanded, false).await.unwrap();
     let theirs = ReplicaId::new();
     later.register_replica(theirs, world.now(), 1_000_000).await.unwrap();
     // What the older one had begun it ends, and the later one takes what was behind it.
@@ -905,10 +909,10 @@ async fn r6_hosts_of_two_releases_work_side_by_side_until_one_contracts() {
     later.close().await;
 
     let contracted = of_a_later_release(&[EXPAND, CONTRACT]).await;
-    let last = PostgresStore::open_with(options.clone(), &contracted).await.unwrap();
+    let last = PostgresStore::open_with(options.clone(), &contracted, false).await.unwrap();
     assert!(last.turn(&org("acme"), behind).await.unwrap().is_some());
     last.close().await;
     let refused = PostgresStore::open(options.clone()).await.err();
     assert!(matches!(refused, Some(StoreError::NewerSchema { found: 9001, .. })), "{refused:?}");
-    PostgresStore::open_with(options, &expanded).await.expect("the release between still works").close().await;
+    PostgresStore::open_with(options, &expanded, false).await.expect("the release between still works").close().await;
 }

@@ -37,7 +37,7 @@ impl PostgresStore {
             .bind(after.map_or("", |(agent, _)| agent.as_str()))
             .bind(after.map_or("", |(_, conversation)| conversation.as_str()))
             .bind(one_more(limit));
-        page(&self.rows(asked).await?, limit, record)
+        page(&self.rows_of(org, asked).await?, limit, record)
     }
 
     pub(super) async fn read_org_turns(
@@ -48,7 +48,7 @@ impl PostgresStore {
     ) -> Result<Page<TurnRecord>> {
         let after = after.map_or(Uuid::nil(), |turn| turn.0);
         let asked = self.query(TURNS_OF_ORG).bind(org.as_str()).bind(after).bind(one_more(limit));
-        page(&self.rows(asked).await?, limit, turn_record)
+        page(&self.rows_of(org, asked).await?, limit, turn_record)
     }
 
     pub(super) async fn read_snapshots(
@@ -69,7 +69,7 @@ impl PostgresStore {
         };
         let asked =
             self.query(statement).bind(org.as_str()).bind(agent).bind(conversation).bind(parent).bind(one_more(limit));
-        page(&self.rows(asked).await?, limit, snapshot)
+        page(&self.rows_of(org, asked).await?, limit, snapshot)
     }
 }
 

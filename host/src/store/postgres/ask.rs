@@ -1,0 +1,106 @@
+//! How one statement is run: over a connection of the pool, in a transaction where it needs one, and not for ever.
+
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::PgRow;
+use sqlx::{Connection as _, PgConnection, Postgres, SqlSafeStr as _, SqlStr, Transaction};
+use tokio::time::error::Elapsed;
+
+use super::{ANSWER_TIMEOUT, Asked, BEGIN, PostgresStore, Route, silent};
+
+impl PostgresStore {
+    /// The rows of one statement that is no org's alone, which commits by itself.
+    pub(super) async fn rows_hostwide(&self, asked: Asked<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
+        self.rows_in(Frame::bare(self.route), asked).await
+    }
+
+    /// The first row of such a statement, if there is one.
+    pub(super) async fn row_hostwide(&self, asked: Asked<'_>) -> Result<Option<PgRow>, sqlx::Error> {
+        Ok(self.rows_hostwide(asked).await?.into_iter().next())
+    }
+
+    /// The one row of such a statement that always has one.
+    pub(super) async fn one_hostwide(&self, asked: Asked<'_>) -> Result<PgRow, sqlx::Error> {
+        self.row_hostwide(asked).await?.ok_or(sqlx::Error::RowNotFound)
+    }
+
+    /// How many rows such a statement changed, which commits by itself.
+    pub(super) async fn change_hostwide(&self, asked: Asked<'_>) -> Result<u64, sqlx::Error> {
+        self.change_in(Frame::bare(self.route), asked).await
+    }
+
+    /// A transaction that is no org's alone, for administration.
+    pub(super) async fn begin_hostwide(
+        &self,
+        begin: &'static str,
+    ) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        self.pool.begin_with(begin).await
+    }
+
+    pub(super) async fn rows_in(&self, frame: Frame, asked: Asked<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
+        let mut connection = self.pool.acquire().await?;
+        let answered = tokio::time::timeout(ANSWER_TIMEOUT, rows(frame, &mut connection, asked)).await;
+        self.settled(connection, answered)
+    }
+
+    pub(super) async fn change_in(&self, frame: Frame, asked: Asked<'_>) -> Result<u64, sqlx::Error> {
+        let mut connection = self.pool.acquire().await?;
+        let answered = tokio::time::timeout(ANSWER_TIMEOUT, change(frame, &mut connection, asked)).await;
+        self.settled(connection, answered)
+    }
+
+    /// Gives the connection back to the pool, unless nobody knows what will still come over it.
+    fn settled<T>(
+        &self,
+        connection: PoolConnection<Postgres>,
+        answered: Result<Result<T, sqlx::Error>, Elapsed>,
+    ) -> Result<T, sqlx::Error> {
+        answered.map_or_else(
+            |_| {
+                drop(connection.detach());
+                Err(silent())
+            },
+            |done| done.inspect_err(|error| self.broke.note(error)),
+        )
+    }
+}
+
+/// The transaction that one statement gets for itself.
+pub(super) enum Frame {
+    /// The server's own: it commits by itself, and what it runs under is the session's.
+    Bare,
+    /// One that says what it runs under in the message that begins it.
+    Begun { begin: SqlStr, commits: bool },
+}
+
+impl Frame {
+    /// For a statement of the login role.
+    pub(super) fn bare(route: Route) -> Frame {
+        match route {
+            Route::Direct => Frame::Bare,
+            Route::Pooled => Frame::Begun { begin: BEGIN.into_sql_str(), commits: true },
+        }
+    }
+}
+
+pub(super) async fn rows(
+    frame: Frame,
+    connection: &mut PgConnection,
+    asked: Asked<'_>,
+) -> Result<Vec<PgRow>, sqlx::Error> {
+    let Frame::Begun { begin, commits } = frame else { return asked.fetch_all(connection).await };
+    let mut tx = connection.begin_with(begin).await?;
+    let rows = asked.fetch_all(&mut *tx).await?;
+    if commits {
+        tx.commit().await?;
+    }
+    // Or else it ends as the connection goes back to the pool, and nobody waits for that.
+    Ok(rows)
+}
+
+async fn change(frame: Frame, connection: &mut PgConnection, asked: Asked<'_>) -> Result<u64, sqlx::Error> {
+    let Frame::Begun { begin, .. } = frame else { return Ok(asked.execute(connection).await?.rows_affected()) };
+    let mut tx = connection.begin_with(begin).await?;
+    let done = asked.execute(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(done.rows_affected())
+}
