@@ -200,8 +200,9 @@ mod tests {
         };
         let config = load("org_claim = \"org\"\nscopes = { member = [\"turns\"] }").unwrap();
         assert_eq!(config.oidc["main"].user_claim, "sub");
+        load("").expect("whose org a token is for, its user's memberships say");
         for (more, says) in [
-            ("", "org_claim"),
+            ("org = \"acme\"\norg_claim = \"org\"", "org_claim"),
             ("org = \"acme\"\nalgorithms = [\"HS256\"]", "HS256"),
             ("org = \"acme\"\nscopes = { member = [\"root\"] }", "root"),
             ("org = \"../acme\"", "org"),

@@ -73,9 +73,9 @@ BEGIN
       WHEN 'snapshots' THEN 'SELECT, DELETE'
       WHEN 'attachments' THEN 'SELECT, INSERT, UPDATE (org_id)'
       WHEN 'attachment_pieces' THEN 'SELECT, INSERT'
-      WHEN 'attachment_uploads' THEN 'SELECT, INSERT, UPDATE'
+      WHEN 'attachment_uploads' THEN 'SELECT, INSERT, UPDATE, DELETE'
       WHEN 'attachment_refs' THEN 'SELECT, DELETE'
-      WHEN 'attachments_released' THEN 'INSERT'
+      WHEN 'attachments_released' THEN 'SELECT, INSERT'
       WHEN 'audit' THEN 'SELECT, INSERT'
       ELSE 'SELECT, INSERT, UPDATE, DELETE' END;
     EXECUTE format('GRANT %s ON %s TO turnhouse_tenant', v_tenants, t.name);

@@ -125,7 +125,9 @@ impl Client {
             request = request.header("last-event-id", id);
         }
         let response = request.send().await.expect("an answer");
-        assert_eq!(response.status(), StatusCode::OK);
+        if response.status() != StatusCode::OK {
+            panic!("{}: {}", response.status(), response.text().await.unwrap_or_default());
+        }
         Events::of(response)
     }
 
@@ -228,7 +230,9 @@ impl Client {
         let request = self.request(Method::POST, &Self::turns(agent, conversation));
         let request = request.header("accept", "text/event-stream").json(&json!({ "message": { "text": text } }));
         let response = request.send().await.expect("an answer");
-        assert_eq!(response.status(), StatusCode::OK);
+        if response.status() != StatusCode::OK {
+            panic!("{}: {}", response.status(), response.text().await.unwrap_or_default());
+        }
         Events::of(response)
     }
 
@@ -253,7 +257,9 @@ impl Turn {
             request = request.header("last-event-id", id);
         }
         let response = request.send().await.expect("an answer");
-        assert_eq!(response.status(), StatusCode::OK);
+        if response.status() != StatusCode::OK {
+            panic!("{}: {}", response.status(), response.text().await.unwrap_or_default());
+        }
         Events::of(response)
     }
 

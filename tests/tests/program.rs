@@ -781,7 +781,7 @@ mod shared {
             let place = ["--data-dir", text(&data_dir), "--database-url", host.as_str()];
             run(&[arguments, &place].concat())
         };
-        failed(&as_host(&["status"]), 1, &["permission denied", "turnhouse migrate"]);
+        failed(&as_host(&["status"]), 1, &["may not do that", "turnhouse migrate"]);
         let migrate = || run(&["migrate", "--json", "--data-dir", text(&data_dir), "--database-url", &owner]);
         let migrated = migrate().json();
         assert_eq!((&migrated["store"], migrate().json()), (&json!("postgres"), migrated.clone()), "again is no harm");

@@ -42,7 +42,7 @@ Examples:
   turnhouse run greeter.wasm --message hello
   turnhouse run greeter.wasm --message hello --state state.json
   turnhouse run diary.wasm --message hello --dir ./diary
-  turnhouse run reader.wasm --message \"count its words\" --attachment report.txt
+  turnhouse run reader.wasm --message count --attachment report.txt
   echo hello | turnhouse run greeter.wasm
   turnhouse run greeter.wasm --input message.json --env TONE=dry --json
 

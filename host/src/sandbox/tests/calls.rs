@@ -142,7 +142,7 @@ fn reads_copy_what_fits_and_answer_the_total() {
             ("emit", &[0, 12, END - 5, 5]),
         ],
     );
-    assert_eq!(answers, [1, 12, 5, 5, 5, 5, 0, 0]);
+    assert_eq!(answers, [2, 12, 5, 5, 5, 5, 0, 0]);
     assert_eq!(ended.deltas(), ["helstate\0", "hello"]);
     assert_eq!(ended.finished.usage.host_calls, 8);
 }

@@ -242,7 +242,8 @@ pub(super) fn opening(options: &PgConnectOptions, error: &sqlx::Error) -> StoreE
             )
         }
         (_, "3D000") => format!("there is no such database at {place}; make it, with CREATE DATABASE or createdb"),
-        (_, "42501") => format!(
+        // A schema that a role may not use is none for it.
+        (_, "42501" | "3F000") => format!(
             "user {user} may not do that at {place}: {error}; {}",
             hint(error).unwrap_or("run turnhouse migrate as the role that owns the tables, and GRANT turnhouse_tenant, turnhouse_host to the hosts' role")
         ),
