@@ -33,27 +33,32 @@ impl PostgresStore {
         &self,
         begin: &'static str,
     ) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-        self.pool.begin_with(begin).await
+        self.begin(begin.into_sql_str()).await
+    }
+
+    /// In a task, so that it is seen through when whoever asks goes away: sqlx rolls no transaction back whose beginning it has not seen, and the next user
+    /// of the connection would be in it.
+    pub(super) async fn begin(&self, begin: SqlStr) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        let pool = self.pool.clone();
+        let begun = tokio::spawn(async move { pool.begin_with(begin).await });
+        begun.await.unwrap_or_else(|_| Err(sqlx::Error::WorkerCrashed))
     }
 
     pub(super) async fn rows_in(&self, frame: Frame, asked: Asked<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
-        let mut connection = self.pool.acquire().await?;
-        let answered = tokio::time::timeout(ANSWER_TIMEOUT, rows(frame, &mut connection, asked)).await;
-        self.settled(connection, answered)
+        let mut taken = Taken::new(self.pool.acquire().await?);
+        let answered = tokio::time::timeout(ANSWER_TIMEOUT, rows(frame, taken.connection(), asked)).await;
+        self.settled(taken, answered)
     }
 
     pub(super) async fn change_in(&self, frame: Frame, asked: Asked<'_>) -> Result<u64, sqlx::Error> {
-        let mut connection = self.pool.acquire().await?;
-        let answered = tokio::time::timeout(ANSWER_TIMEOUT, change(frame, &mut connection, asked)).await;
-        self.settled(connection, answered)
+        let mut taken = Taken::new(self.pool.acquire().await?);
+        let answered = tokio::time::timeout(ANSWER_TIMEOUT, change(frame, taken.connection(), asked)).await;
+        self.settled(taken, answered)
     }
 
     /// Gives the connection back to the pool, unless nobody knows what will still come over it.
-    fn settled<T>(
-        &self,
-        connection: PoolConnection<Postgres>,
-        answered: Result<Result<T, sqlx::Error>, Elapsed>,
-    ) -> Result<T, sqlx::Error> {
+    fn settled<T>(&self, taken: Taken, answered: Result<Result<T, sqlx::Error>, Elapsed>) -> Result<T, sqlx::Error> {
+        let connection = taken.whole();
         answered.map_or_else(
             |_| {
                 drop(connection.detach());
@@ -61,6 +66,41 @@ impl PostgresStore {
             },
             |done| done.inspect_err(|error| self.broke.note(error)),
         )
+    }
+}
+
+/// A connection of the pool while something is under way on it. Whoever asked may go away at any moment (a client that hangs up), also while a transaction
+/// begins; that is rolled back before anybody else gets the connection. See [`PostgresStore::begin`].
+struct Taken(Option<PoolConnection<Postgres>>);
+
+impl Taken {
+    fn new(connection: PoolConnection<Postgres>) -> Taken {
+        Taken(Some(connection))
+    }
+
+    fn connection(&mut self) -> &mut PgConnection {
+        self.0.as_mut().expect("only `whole` takes it")
+    }
+
+    /// Nothing is under way any more.
+    fn whole(mut self) -> PoolConnection<Postgres> {
+        self.0.take().expect("only this takes it")
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let Some(mut connection) = self.0.take() else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            drop(connection.detach());
+            return;
+        };
+        runtime.spawn(async move {
+            let ended = tokio::time::timeout(ANSWER_TIMEOUT, sqlx::raw_sql("ROLLBACK").execute(&mut *connection)).await;
+            if !matches!(ended, Ok(Ok(_))) {
+                drop(connection.detach());
+            }
+        });
     }
 }
 

@@ -80,7 +80,7 @@ impl PostgresStore {
         org: &OrgId,
         begin: &'static str,
     ) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-        self.pool.begin_with(self.walled(org, begin)).await
+        self.begin(self.walled(org, begin)).await
     }
 
     fn shortest_begin(&self) -> &'static str {
