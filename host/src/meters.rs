@@ -1,14 +1,24 @@
 //! What guests used, as metrics by org and agent. A series' handles are looked up once: every turn that ends comes through here, on the journal's thread.
 
+use std::sync::OnceLock;
+
 use dashmap::DashMap;
 use metrics::{Counter, Gauge};
 
 use crate::ids::{AgentId, OrgId};
 use crate::turn::Usage;
 
-/// The series of every org and agent that has had a turn since the start.
+/// So many orgs and agents are told apart: a host and whoever asks it for metrics pay for each, and tenants make as many as they like.
+const TOLD_APART: usize = 2_000;
+/// As what the others are counted. No id begins like this.
+const THE_REST: &str = "_other";
+
+/// The series of the orgs and agents that have had a turn since the start, of the first ones by name.
 #[derive(Default)]
-pub struct Meters(DashMap<(OrgId, AgentId), Series>);
+pub struct Meters {
+    named: DashMap<(OrgId, AgentId), Series>,
+    rest: OnceLock<Series>,
+}
 
 struct Series {
     cpu_us: Counter,
@@ -23,20 +33,30 @@ impl Meters {
     /// A turn has ended.
     pub fn add(&self, org: &OrgId, agent: &AgentId, usage: &Usage) {
         let key = (org.clone(), agent.clone());
-        let series = self.0.entry(key).or_insert_with(|| Series::of(org, agent));
-        let us = |ms: f64| (ms * 1_000.0) as u64;
-        series.cpu_us.increment(us(usage.cpu_ms));
-        series.instance_us.increment(us(usage.instance_ms));
-        series.bytes_in.increment(usage.bytes_in);
-        series.bytes_out.increment(usage.bytes_out);
-        series.host_calls.increment(usage.host_calls);
-        series.memory_peak.set(usage.memory_peak_bytes as f64);
+        if let Some(series) = self.named.get(&key) {
+            return series.add(usage);
+        }
+        if self.named.len() < TOLD_APART {
+            let series = self.named.entry(key).or_insert_with(|| Series::of(org.as_str(), agent.as_str()));
+            return series.add(usage);
+        }
+        self.rest.get_or_init(|| Series::of(THE_REST, THE_REST)).add(usage);
     }
 }
 
 impl Series {
-    fn of(org: &OrgId, agent: &AgentId) -> Series {
-        let whose = [("org", org.to_string()), ("agent", agent.to_string())];
+    fn add(&self, usage: &Usage) {
+        let us = |ms: f64| (ms * 1_000.0) as u64;
+        self.cpu_us.increment(us(usage.cpu_ms));
+        self.instance_us.increment(us(usage.instance_ms));
+        self.bytes_in.increment(usage.bytes_in);
+        self.bytes_out.increment(usage.bytes_out);
+        self.host_calls.increment(usage.host_calls);
+        self.memory_peak.set(usage.memory_peak_bytes as f64);
+    }
+
+    fn of(org: &str, agent: &str) -> Series {
+        let whose = [("org", org.to_owned()), ("agent", agent.to_owned())];
         Series {
             cpu_us: metrics::counter!("turnhouse_guest_cpu_microseconds_total", &whose),
             instance_us: metrics::counter!("turnhouse_guest_instance_microseconds_total", &whose),
@@ -74,5 +94,22 @@ mod tests {
         ] {
             assert!(text.contains(line), "no {line} in\n{text}");
         }
+    }
+
+    #[test]
+    fn o3_however_many_agents_there_are_the_series_are_bounded() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let org = OrgId::parse("ann").unwrap();
+        metrics::with_local_recorder(&recorder, || {
+            let meters = Meters::default();
+            for agent in 0..TOLD_APART + 3 {
+                let usage = Usage { bytes_out: 7, ..Usage::default() };
+                meters.add(&org, &AgentId::parse(&format!("a-{agent}")).unwrap(), &usage);
+            }
+        });
+        let text = recorder.handle().render();
+        let told = text.lines().filter(|line| line.starts_with("turnhouse_guest_bytes_out_total{"));
+        assert_eq!(told.count(), TOLD_APART + 1);
+        assert!(text.contains(r#"turnhouse_guest_bytes_out_total{org="_other",agent="_other"} 21"#), "{text}");
     }
 }
