@@ -607,11 +607,18 @@ async fn put_back(database: &Database, flaw: &Flaw) {
 async fn every_flaw_that_is_put_back_is_noticed() {
     let mut unnoticed = Vec::new();
     for flaw in FLAWS {
-        let database = Database::migrated().await;
-        put_back(&database, flaw).await;
         let began = Instant::now();
-        let ledger = torture(&database, Duration::from_secs(10)).await;
-        match ledger.violations.first() {
+        let mut noticed = None;
+        // What happens in ten seconds is luck; on a slow machine a rare meeting takes several.
+        for _ in 0..6 {
+            let database = Database::migrated().await;
+            put_back(&database, flaw).await;
+            noticed = torture(&database, Duration::from_secs(10)).await.violations.into_iter().next();
+            if noticed.is_some() {
+                break;
+            }
+        }
+        match noticed {
             Some(first) => println!("{} ({:?}): {first}", flaw.what, began.elapsed()),
             None => unnoticed.push(flaw.what),
         }
