@@ -33,6 +33,7 @@ macro_rules! statements {
 mod members;
 mod records;
 mod status;
+mod writes;
 
 pub mod postgres;
 pub mod sqlite;
@@ -43,6 +44,7 @@ mod conformance;
 pub use members::{Member, MemberRefusal, Membership, PutMember, RemoveMember};
 pub use records::*;
 pub use status::{Finding, Health, Hint, Progress, ReplicaStatus, StoreStatus};
+pub use writes::*;
 
 /// What went wrong with the store itself. Losing an election is none of these.
 #[derive(Debug, thiserror::Error)]
