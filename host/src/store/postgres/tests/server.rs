@@ -1,0 +1,131 @@
+//! Between a host and its server: sessions, poolers, what is said when something is in the way, and a server that goes away and comes back.
+
+use super::*;
+
+#[tokio::test]
+async fn every_session_has_its_settings() {
+    let database = Database::migrated().await;
+    let store = PostgresStore::open(database.options()).await.unwrap();
+    assert_eq!(store.route, Route::Direct);
+    let pooled =
+        PostgresOptions { url: with_parameter(&url_of(&database.name), "pgbouncer=true"), ..database.options() };
+    let pooled = PostgresStore::open(pooled).await.unwrap();
+    assert_eq!(pooled.route, Route::Pooled);
+    for store in [store, pooled] {
+        for (name, value) in SETTINGS {
+            let row = store.one_hostwide(store.query("SELECT current_setting($1)").bind(name)).await.unwrap();
+            assert_eq!(row.get::<String, _>(0), value, "{name}, {:?}", store.route);
+        }
+        let named = store.one_hostwide(store.query("SELECT count(*) FROM pg_prepared_statements")).await.unwrap();
+        assert_eq!(named.get::<i64, _>(0) == 0, store.route == Route::Pooled, "no statement outlives its transaction");
+        store.close().await;
+    }
+}
+
+#[test]
+fn a_poolers_parameter_is_taken_out() {
+    for (url, without, pooled) in [
+        ("postgres://a@b/c", "postgres://a@b/c", false),
+        ("postgres://a@b/c?pgbouncer=true", "postgres://a@b/c", true),
+        ("postgres://a@b/c?sslmode=require&pgbouncer=1&host=/x", "postgres://a@b/c?sslmode=require&host=/x", true),
+        ("postgres://a@b/c?pgbouncer=false", "postgres://a@b/c", false),
+    ] {
+        assert_eq!(without_pooler(url), (without.to_owned(), pooled));
+    }
+}
+
+#[tokio::test]
+async fn what_is_in_the_way_is_said_and_no_password_with_it() {
+    let place = url_of("no_such_database");
+    for (url, says) in [
+        (place.as_str(), "there is no such database"),
+        ("postgres://ann:s3cret@127.0.0.1:1/turnhouse", "cannot connect to PostgreSQL at 127.0.0.1:1/turnhouse"),
+        ("postgres://ann:s3cret@[/turnhouse", "cannot be read"),
+        ("ann:s3cret", "cannot be read"),
+    ] {
+        let options = PostgresOptions::new(url);
+        assert!(!format!("{options:?}").contains("s3cret"));
+        let Err(StoreError::Unavailable(why)) = PostgresStore::open(options).await else { panic!("opened {url}") };
+        assert!(why.contains(says), "{url}: {why}");
+        assert!(why.contains("; "), "{url}: {why} advises nothing");
+        assert!(!why.contains("s3cret"), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn r4_a_restarted_server_is_found_again() {
+    let world = world().await;
+    let claimed = world.submit_and_start(world.message("c")).await;
+    let home = home(&world);
+    // Two of the pool's connections and the journal's.
+    let (one, other) = tokio::join!(home.store.ping(), home.store.ping());
+    one.and(other).unwrap();
+    let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    home.damage(cut).await;
+    // Whatever was asked first may fail, and no other: neither the pool's next connection nor the journal's.
+    let mut failures = Vec::new();
+    for _ in 0..6 {
+        failures.extend(home.store.ping().await.err());
+    }
+    let nothing = vec![Write::Claim(world.claim_request(0))];
+    failures.extend(home.store.write(nothing, world.now()).await.err());
+    assert!(failures.len() <= 1, "{failures:?}");
+    assert!(failures.iter().all(|error| matches!(error, StoreError::Unavailable(_))), "{failures:?}");
+    world.complete(&claimed, None).await;
+    check(&world).await;
+}
+
+/// A way to the server that can be closed: who connects there then is refused.
+async fn passage(listen: std::net::SocketAddr) -> tokio::task::JoinHandle<()> {
+    let listener = tokio::net::TcpListener::bind(listen).await.unwrap();
+    let to = PgConnectOptions::from_str(&server()).unwrap();
+    tokio::spawn(async move {
+        let mut open = tokio::task::JoinSet::new();
+        while let Ok((mut near, _)) = listener.accept().await {
+            let to = to.clone();
+            open.spawn(async move {
+                let _ = match to.get_socket() {
+                    Some(dir) => {
+                        let socket = dir.join(format!(".s.PGSQL.{}", to.get_port()));
+                        let mut far = tokio::net::UnixStream::connect(socket).await.unwrap();
+                        tokio::io::copy_bidirectional(&mut near, &mut far).await
+                    }
+                    None => {
+                        let mut far = tokio::net::TcpStream::connect((to.get_host(), to.get_port())).await.unwrap();
+                        tokio::io::copy_bidirectional(&mut near, &mut far).await
+                    }
+                };
+            });
+        }
+    })
+}
+
+#[tokio::test]
+async fn r4_the_journal_waits_for_a_server_that_comes_back() {
+    let database = Database::migrated().await;
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let passage = || passage(free);
+    let open = passage().await;
+    let server = server();
+    let (_, address) = server.split_once("://").unwrap();
+    let who = address.split_once('@').map_or("postgres", |(who, _)| who);
+    let url = format!("postgres://{who}@{free}/{}", database.name);
+    let store = PostgresStore::open(PostgresOptions { url, ..database.options() }).await.unwrap();
+    let asked = || store.rows_for_journal(store.query("SELECT 1"));
+    asked().await.unwrap();
+    open.abort();
+    assert!(open.await.is_err_and(|ended| ended.is_cancelled()));
+    // What has been sent over the old connection, if anything has, has had no answer.
+    let twice = async { (asked().await, asked().await) };
+    let back = tokio::time::sleep(Duration::from_millis(700));
+    let ((_, second), open) = tokio::join!(twice, back.then(|()| passage()));
+    second.expect("it was not sent before there was somebody to send it to");
+    open.abort();
+    let began = Instant::now();
+    let _ = asked().await;
+    assert!(asked().await.is_err(), "not for ever");
+    assert!(began.elapsed() < ACQUIRE_TIMEOUT * 2, "{:?}", began.elapsed());
+    let began = Instant::now();
+    assert!(asked().await.is_err());
+    assert!(began.elapsed() < ACQUIRE_TIMEOUT / 2, "it is known to be away: {:?}", began.elapsed());
+}
