@@ -16,6 +16,7 @@ mod dice;
 mod link;
 mod plan;
 mod pooler;
+mod reader;
 mod record;
 mod replica;
 mod report;
@@ -364,7 +365,7 @@ impl Run<'_> {
         for share in 0..shares {
             let places: Vec<usize> = places.iter().copied().take(LOOK_AGAIN_MAX).skip(share).step_by(shares).collect();
             let (desk, dice) = (desk.clone(), Dice::new(self.scene.seed, &format!("look again {share}")));
-            looking.spawn_local(speaker::look_again(desk, dice, places));
+            looking.spawn_local(reader::look_again(desk, dice, places));
         }
         while looking.join_next().await.is_some() {}
     }
