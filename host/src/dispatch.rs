@@ -71,7 +71,8 @@ pub struct Dispatch {
     /// Whether other hosts use the store.
     shared: bool,
     running: DashMap<TurnId, Arc<Running>>,
-    meters: Meters,
+    /// Metrics by org and agent.
+    pub meters: Meters,
     replica: RwLock<ReplicaId>,
     draining: CancellationToken,
     /// Claims are refused for a moment: the replica's lease is in doubt.

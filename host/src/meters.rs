@@ -1,11 +1,12 @@
-//! What guests used, as metrics by org and agent. A series' handles are looked up once: every turn that ends comes through here, on the journal's thread.
+//! What guests used and what orgs were refused, as metrics by org and agent. A series' handles are looked up once: every turn that ends comes through here, on the journal's thread.
 
 use std::sync::OnceLock;
 
-use dashmap::DashMap;
+use dashmap::{DashMap, DashSet};
 use metrics::{Counter, Gauge};
 
 use crate::ids::{AgentId, OrgId};
+use crate::quota::LimitName;
 use crate::turn::Usage;
 
 /// So many orgs and agents are told apart: a host and whoever asks it for metrics pay for each, and tenants make as many as they like.
@@ -18,6 +19,8 @@ const THE_REST: &str = "_other";
 pub struct Meters {
     named: DashMap<(OrgId, AgentId), Series>,
     rest: OnceLock<Series>,
+    /// The first orgs that were refused something.
+    refused: DashSet<OrgId>,
 }
 
 struct Series {
@@ -41,6 +44,16 @@ impl Meters {
             return series.add(usage);
         }
         self.rest.get_or_init(|| Series::of(THE_REST, THE_REST)).add(usage);
+    }
+
+    /// A message was over a limit of its org.
+    pub fn refused(&self, org: &OrgId, limit: LimitName) {
+        if self.refused.len() < TOLD_APART {
+            self.refused.insert(org.clone());
+        }
+        let org = if self.refused.contains(org) { org.as_str() } else { THE_REST };
+        metrics::counter!("turnhouse_limit_refusals_total", "org" => org.to_owned(), "limit" => limit.as_str())
+            .increment(1);
     }
 }
 
@@ -97,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn o3_however_many_agents_there_are_the_series_are_bounded() {
+    fn o3_however_many_orgs_and_agents_there_are_the_series_are_bounded() {
         let recorder = PrometheusBuilder::new().build_recorder();
         let org = OrgId::parse("ann").unwrap();
         metrics::with_local_recorder(&recorder, || {
@@ -105,11 +118,13 @@ mod tests {
             for agent in 0..TOLD_APART + 3 {
                 let usage = Usage { bytes_out: 7, ..Usage::default() };
                 meters.add(&org, &AgentId::parse(&format!("a-{agent}")).unwrap(), &usage);
+                meters.refused(&OrgId::parse(&format!("o-{agent}")).unwrap(), LimitName::SubmitsPerSecond);
             }
         });
         let text = recorder.handle().render();
-        let told = text.lines().filter(|line| line.starts_with("turnhouse_guest_bytes_out_total{"));
-        assert_eq!(told.count(), TOLD_APART + 1);
+        for name in ["turnhouse_guest_bytes_out_total{", "turnhouse_limit_refusals_total{"] {
+            assert_eq!(text.lines().filter(|line| line.starts_with(name)).count(), TOLD_APART + 1, "{name}");
+        }
         assert!(text.contains(r#"turnhouse_guest_bytes_out_total{org="_other",agent="_other"} 21"#), "{text}");
     }
 }

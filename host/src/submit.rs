@@ -200,8 +200,7 @@ pub async fn submit(host: &Host, submission: Submission) -> Result<Submitted, Su
         }
         AcceptResult::Refused(refusal) => {
             if let Some(limit) = refusal.limit() {
-                let (org, limit) = (submission.org.to_string(), limit.as_str());
-                metrics::counter!("turnhouse_limit_refusals_total", "org" => org, "limit" => limit).increment(1);
+                dispatch.meters.refused(&submission.org, limit);
             }
             Err(refusal.into())
         }

@@ -94,8 +94,10 @@ pub async fn run(args: Args, output: Output) -> Result {
             continue;
         }
         let path = format!("v1/agents/{agent}/conversations/{id}/turns");
-        let message = Content::text(text);
-        let message = files.take().map_or_else(|| message.clone(), |files| files.beside(message.clone()));
+        let message = match files.take() {
+            Some(files) => files.beside(Content::text(text)),
+            None => Content::text(text),
+        };
         match talk(&client, &path, &message, &mut interrupts, output).await {
             Ok(()) => {}
             // At a terminal one goes on; a script is told at the end.

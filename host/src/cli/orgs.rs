@@ -23,7 +23,7 @@ Examples:
   turnhouse orgs member acme bob@acme.example --role admin
   turnhouse orgs list --json";
 
-/// Make, list and delete orgs and give them members, on the database directly
+/// Make, bound, list and delete orgs and give them members, on the database directly
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -255,7 +255,7 @@ async fn limits(org: &OrgId, change: LimitsChange, database: &database::DataArgs
     let done: Result<Option<OrgUse>, StoreError> = done.await;
     store.close().await;
     let Some(found) = done.map_err(database::failed)? else {
-        return Err(CliError::failed(format!("there is no org {org}")).help("see `turnhouse orgs list`"));
+        return Err(no_such_org(org));
     };
     let standing = Standing::of(&found, &limits);
     if output.json {

@@ -166,7 +166,7 @@ struct Inner {
     code: Code,
     detail: Cow<'static, str>,
     retry_after_s: Option<u64>,
-    facts: Vec<(&'static str, String)>,
+    facts: Vec<(&'static str, serde_json::Value)>,
     cause: Option<String>,
 }
 
@@ -198,14 +198,14 @@ impl Problem {
 
     /// Adds a member that belongs to the code.
     #[must_use]
-    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Problem {
+    pub fn with(mut self, name: &'static str, value: impl Into<serde_json::Value>) -> Problem {
         self.0.facts.push((name, value.into()));
         self
     }
 
     /// Says which limit is reached, and what it is.
     fn over(self, limit: LimitName, max: f64) -> Problem {
-        self.with("limit", limit.as_str()).with("limit_value", max.to_string())
+        self.with("limit", limit.as_str()).with("limit_value", max)
     }
 
     /// Says when to come back.

@@ -39,7 +39,7 @@ async fn o3_messages_over_an_orgs_rate_are_told_when_to_come_back() {
     for (path, body) in [(Client::turns("echo", "c-3"), message.clone()), ("/v1/ingest".to_owned(), envelope)] {
         let (after, problem) = refused(&ann, &path, body).await;
         assert_eq!((&problem["code"], &problem["limit"]), (&json!("rate_limited"), &json!("submits_per_second")));
-        assert_eq!(problem["limit_value"], "0.01");
+        assert_eq!(problem["limit_value"], 0.01);
         assert!((90..=100).contains(&after), "a token in a hundred seconds: {after}");
         let detail = problem["detail"].as_str().expect("a text");
         assert!(detail.contains("turnhouse orgs limits ORG --submits-per-second"), "{detail}");
@@ -79,7 +79,7 @@ async fn o3_o5_an_orgs_own_bounds_on_turns_hold_and_another_goes_on() {
     turns[0].reaches("running").await;
     let (_, problem) = refused(&ann, &Client::turns("slow_reply", "c-9"), json!({ "message": { "text": "1" } })).await;
     assert_eq!((&problem["code"], &problem["limit"]), (&json!("org_queue_full"), &json!("queue_max")));
-    assert_eq!(problem["limit_value"], "3");
+    assert_eq!(problem["limit_value"], 3.0);
     assert_eq!(zoe.say("slow_reply", "c-1", "1").await.completed().await, "1");
     let limits = ann.get("/v1/limits").await.1;
     assert_eq!((&limits["used"]["running"], &limits["used"]["queued"]), (&json!(1), &json!(2)));

@@ -99,7 +99,7 @@ impl PostgresStore {
         }
         let (owners, as_owner) =
             (self.members_count(&mut tx, org, OWNERS).await?, self.as_owner(&mut tx, org, changer).await?);
-        if let Some(refusal) = refused(was, Some(role), as_owner, || owners) {
+        if let Some(refusal) = refused(was, Some(role), as_owner, owners) {
             return Ok(PutMember::Refused(refusal));
         }
         let count = self.members_count(&mut tx, org, MEMBERS_COUNT).await?;
@@ -131,7 +131,7 @@ impl PostgresStore {
         let Some(before) = self.member(&mut tx, org, user).await? else { return Ok(RemoveMember::NotFound) };
         let (owners, as_owner) =
             (self.members_count(&mut tx, org, OWNERS).await?, self.as_owner(&mut tx, org, changer).await?);
-        if let Some(refusal) = refused(Some(before.role), None, as_owner, || owners) {
+        if let Some(refusal) = refused(Some(before.role), None, as_owner, owners) {
             return Ok(RemoveMember::Refused(refusal));
         }
         self.query(MEMBER_DELETE).bind(id).bind(name).execute(&mut *tx).await?;

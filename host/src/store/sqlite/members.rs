@@ -128,7 +128,7 @@ impl Tx<'_> {
             return Ok(PutMember::Stored { member, created: false });
         }
         let (was, owners) = (before.as_ref().map(|member| member.role), self.members_count(org, OWNERS)?);
-        if let Some(refusal) = refused(was, Some(role), self.as_owner(org, changer)?, || owners) {
+        if let Some(refusal) = refused(was, Some(role), self.as_owner(org, changer)?, owners) {
             return Ok(PutMember::Refused(refusal));
         }
         let room = usize::try_from(self.members_count(org, MEMBERS_COUNT)?).is_ok_and(|count| count < members_max);
@@ -160,7 +160,7 @@ impl Tx<'_> {
     ) -> Tried<RemoveMember> {
         let Some(before) = self.member(org, user)? else { return Ok(RemoveMember::NotFound) };
         let owners = self.members_count(org, OWNERS)?;
-        if let Some(refusal) = refused(Some(before.role), None, self.as_owner(org, changer)?, || owners) {
+        if let Some(refusal) = refused(Some(before.role), None, self.as_owner(org, changer)?, owners) {
             return Ok(RemoveMember::Refused(refusal));
         }
         let named = params![org.as_str(), user.as_str()];
