@@ -2,10 +2,10 @@
 //!
 //! The store gathers the facts inside the accepting transaction and asks here, so that what was true when it was decided is true when it is
 //! written. Nothing is stored for a refusal. The order of the checks is part of the contract: ownership first, then idempotency, then what the
-//! message refers to, then busy, then what the org may use, then room.
+//! message refers to, then busy, then what the org and the agent may use, then room.
 
 use crate::ids::TurnId;
-use crate::quota::{Exceeded, LimitName};
+use crate::quota::{Exceeded, LimitName, LimitOf};
 
 /// What to do when the conversation has a live turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
@@ -37,10 +37,12 @@ pub struct Facts {
     pub lane_active: Option<TurnId>,
     /// The last turn that waits in the conversation, if it collects and has room for this message.
     pub joins: Option<TurnId>,
-    /// What the org has used up that a message needs. Nothing for a message that was accepted before.
+    /// What the org, or the agent, has used up that a message needs. Nothing for a message that was accepted before.
     pub exceeded: Option<Exceeded>,
     /// Live turns of the org.
     pub org_live: usize,
+    /// Live turns of the agent, and how many there may be, if it has a bound of its own.
+    pub agent_queue: Option<(usize, usize)>,
     /// Live turns of the host.
     pub host_live: usize,
 }
@@ -91,12 +93,18 @@ pub enum Refusal {
     /// Too many turns wait in the conversation.
     #[error("conversation queue full")]
     ConversationQueueFull,
-    /// The org has used up what it may use.
-    #[error("over the org's {}", .0.limit.as_str())]
+    /// The org, or the agent, has used up what it may use.
+    #[error("over the {}'s {}", .0.of.as_str(), .0.limit.as_str())]
     Exceeded(Exceeded),
     /// Too many live turns of the org.
     #[error("org queue full")]
     OrgQueueFull {
+        /// How many there may be.
+        max: usize,
+    },
+    /// Too many live turns of the agent.
+    #[error("agent queue full")]
+    AgentQueueFull {
         /// How many there may be.
         max: usize,
     },
@@ -106,11 +114,12 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The org's limit that it is for.
-    pub fn limit(&self) -> Option<LimitName> {
+    /// The limit that it is for, and whose that is.
+    pub fn limit(&self) -> Option<(LimitOf, LimitName)> {
         match self {
-            Refusal::Exceeded(exceeded) => Some(exceeded.limit),
-            Refusal::OrgQueueFull { .. } => Some(LimitName::QueueMax),
+            Refusal::Exceeded(exceeded) => Some((exceeded.of, exceeded.limit)),
+            Refusal::OrgQueueFull { .. } => Some((LimitOf::Org, LimitName::QueueMax)),
+            Refusal::AgentQueueFull { .. } => Some((LimitOf::Agent, LimitName::QueueMax)),
             _ => None,
         }
     }
@@ -150,6 +159,11 @@ pub fn decide(facts: &Facts, on_busy: OnBusy, bounds: &QueueBounds) -> Result<De
     if facts.org_live.saturating_sub(freed) >= bounds.org_queue_max {
         return Err(Refusal::OrgQueueFull { max: bounds.org_queue_max });
     }
+    if let Some((live, max)) = facts.agent_queue
+        && live.saturating_sub(freed) >= max
+    {
+        return Err(Refusal::AgentQueueFull { max });
+    }
     if facts.host_live.saturating_sub(freed) >= bounds.host_queue_max {
         return Err(Refusal::HostQueueFull);
     }
@@ -166,7 +180,7 @@ mod tests {
     fn ownership_then_idempotency_then_busy_then_use_then_room() {
         let turn = TurnId::new();
         let full_org = Refusal::OrgQueueFull { max: 10 };
-        let used_up = Exceeded { limit: LimitName::SubmitsPerSecond, max: 2.0, wait_ms: Some(500) };
+        let used_up = Exceeded { of: LimitOf::Org, limit: LimitName::SubmitsPerSecond, max: 2.0, wait_ms: Some(500) };
         let all = Facts {
             foreign: true,
             keyed: Some((turn, false)),
@@ -176,6 +190,7 @@ mod tests {
             joins: Some(turn),
             exceeded: Some(used_up),
             org_live: 99,
+            agent_queue: Some((9, 9)),
             host_live: 99,
         };
         assert_eq!(decide(&all, OnBusy::Reject, &BOUNDS), Err(Refusal::NotFound));
@@ -200,8 +215,11 @@ mod tests {
         assert_eq!(decide(&new, OnBusy::Interrupt, &BOUNDS), Err(full_org));
         let alone = Facts { lane_live: 0, lane_active: None, ..new };
         assert_eq!(decide(&alone, OnBusy::Reject, &BOUNDS), Err(full_org));
-        assert_eq!(decide(&Facts { org_live: 9, ..alone }, OnBusy::Reject, &BOUNDS), Err(Refusal::HostQueueFull));
-        let room = Facts { org_live: 9, host_live: 19, ..alone };
+        let full_agent = Facts { org_live: 9, ..alone };
+        assert_eq!(decide(&full_agent, OnBusy::Reject, &BOUNDS), Err(Refusal::AgentQueueFull { max: 9 }));
+        let room = Facts { agent_queue: Some((8, 9)), ..full_agent };
+        assert_eq!(decide(&room, OnBusy::Reject, &BOUNDS), Err(Refusal::HostQueueFull));
+        let room = Facts { host_live: 19, ..room };
         assert_eq!(decide(&room, OnBusy::Reject, &BOUNDS), Ok(Decision::Accept { interrupt: false }));
     }
 

@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use crate::gate::SessionMode;
 use crate::ids::{AgentId, WorkerName};
 use crate::limits::Limits;
+use crate::quota::OwnLimits;
 
 /// The bounds that an agent may set for itself, each within the operator's.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AgentLimits {
     /// Wall time of a turn.
@@ -44,10 +45,69 @@ pub struct AgentLimits {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1)]
     pub snapshot_bytes_max: Option<usize>,
+    /// Messages a second, over time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(exclusive_minimum = 0.0)]
+    pub submits_per_second: Option<f64>,
+    /// Messages at once, after a pause; as many as come in a second, where only the rate is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 1_000_000_000)]
+    pub submit_burst: Option<u32>,
+    /// Running turns. What is over waits its turn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 1_000_000_000)]
+    pub running_max: Option<u32>,
+    /// Live turns, running ones included. 0: it takes no messages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 1_000_000_000)]
+    pub queue_max: Option<u32>,
+    /// Milliseconds of guests' processor time in an hour of the clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub cpu_ms_per_hour: Option<u64>,
+}
+
+/// Counts over this are no bounds.
+const COUNT_MAX: u32 = 1_000_000_000;
+
+impl AgentLimits {
+    /// The bounds that hold for all of its turns together, within its org's.
+    pub fn own(&self) -> OwnLimits {
+        OwnLimits {
+            submits_per_second: self.submits_per_second,
+            submit_burst: self.submit_burst,
+            running_max: self.running_max,
+            queue_max: self.queue_max,
+            cpu_ms_per_hour: self.cpu_ms_per_hour,
+        }
+    }
+
+    fn check_own(&self) -> Result<(), InvalidSetting> {
+        let says = |what: &str| Err(InvalidSetting(format!("limits.{what}")));
+        if self.submits_per_second.is_some_and(|rate| !rate.is_finite() || rate <= 0.0) {
+            return says("submits_per_second must be more than 0; leave it out for any number");
+        }
+        if self.submit_burst.is_some() && self.submits_per_second.is_none() {
+            return says("submit_burst goes with limits.submits_per_second; set that, too");
+        }
+        for (name, value, min) in [
+            ("submit_burst", self.submit_burst, 1),
+            ("running_max", self.running_max, 1),
+            ("queue_max", self.queue_max, 0),
+        ] {
+            if value.is_some_and(|value| !(min..=COUNT_MAX).contains(&value)) {
+                return says(&format!("{name} must be {min} to {COUNT_MAX}; leave it out for any number"));
+            }
+        }
+        if self.cpu_ms_per_hour.is_some_and(|ms| ms == 0 || i64::try_from(ms).is_err()) {
+            return says("cpu_ms_per_hour must be at least 1; leave it out for any number");
+        }
+        Ok(())
+    }
 }
 
 /// An agent as its owner set it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AgentSettings {
     /// The worker that it runs.
@@ -125,6 +185,7 @@ impl AgentSettings {
                 _ => {}
             }
         }
+        own.check_own()?;
         if self.history_messages > operator.history_messages_max {
             let max = operator.history_messages_max;
             return Err(InvalidSetting(format!(
@@ -158,7 +219,7 @@ impl AgentSettings {
 }
 
 /// A stored agent: its settings with the version resolved.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Agent {
     /// Its name.
     pub id: AgentId,
@@ -204,6 +265,20 @@ mod tests {
         let mut zero = fine.clone();
         zero.limits.memory_bytes_max = Some(0);
         assert!(zero.check(&operator).is_err());
+        for (own, field) in [
+            (AgentLimits { submits_per_second: Some(0.0), ..AgentLimits::default() }, "submits_per_second"),
+            (AgentLimits { submits_per_second: Some(f64::NAN), ..AgentLimits::default() }, "submits_per_second"),
+            (AgentLimits { submit_burst: Some(1), ..AgentLimits::default() }, "submits_per_second"),
+            (AgentLimits { running_max: Some(0), ..AgentLimits::default() }, "running_max"),
+            (AgentLimits { queue_max: Some(u32::MAX), ..AgentLimits::default() }, "queue_max"),
+            (AgentLimits { cpu_ms_per_hour: Some(0), ..AgentLimits::default() }, "cpu_ms_per_hour"),
+        ] {
+            let refused = AgentSettings { limits: own, ..fine.clone() }.check(&operator).unwrap_err();
+            assert!(refused.0.contains(field), "{refused}");
+        }
+        AgentSettings { limits: AgentLimits { queue_max: Some(0), ..AgentLimits::default() }, ..fine.clone() }
+            .check(&operator)
+            .unwrap();
         let mut environment = fine;
         environment.environment.insert("TURNHOUSE_TURN_ID".into(), "x".into());
         assert!(environment.check(&operator).is_err());

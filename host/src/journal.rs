@@ -310,6 +310,9 @@ fn settle_one<O: Observer>(written: Written, waiter: Waiter, asked_at: Instant, 
         (Written::Accept(mut result), Waiter::Accept(answer, turn, room)) => {
             if let AcceptResult::Accepted { interrupted, claimed } = &mut result {
                 interrupted.iter().for_each(|ended| observer.ended(ended));
+                if interrupted.iter().any(|ended| ended.promoted) {
+                    observer.backlog();
+                }
                 match (claimed.take(), room) {
                     (Some(claimed), Some((slot, holder))) => {
                         observer.claimed(*claimed, slot, Asked { holder, at: asked_at });

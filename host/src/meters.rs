@@ -6,7 +6,7 @@ use dashmap::{DashMap, DashSet};
 use metrics::{Counter, Gauge};
 
 use crate::ids::{AgentId, OrgId};
-use crate::quota::LimitName;
+use crate::quota::{LimitName, LimitOf};
 use crate::turn::Usage;
 
 /// So many orgs and agents are told apart: a host and whoever asks it for metrics pay for each, and tenants make as many as they like.
@@ -46,14 +46,14 @@ impl Meters {
         self.rest.get_or_init(|| Series::of(THE_REST, THE_REST)).add(usage);
     }
 
-    /// A message was over a limit of its org.
-    pub fn refused(&self, org: &OrgId, limit: LimitName) {
+    /// A message was over a limit of its org, or of its agent.
+    pub fn refused(&self, org: &OrgId, (of, limit): (LimitOf, LimitName)) {
         if self.refused.len() < TOLD_APART {
             self.refused.insert(org.clone());
         }
         let org = if self.refused.contains(org) { org.as_str() } else { THE_REST };
-        metrics::counter!("turnhouse_limit_refusals_total", "org" => org.to_owned(), "limit" => limit.as_str())
-            .increment(1);
+        let labels = [("org", org.to_owned()), ("of", of.as_str().to_owned()), ("limit", limit.as_str().to_owned())];
+        metrics::counter!("turnhouse_limit_refusals_total", &labels).increment(1);
     }
 }
 
@@ -118,7 +118,10 @@ mod tests {
             for agent in 0..TOLD_APART + 3 {
                 let usage = Usage { bytes_out: 7, ..Usage::default() };
                 meters.add(&org, &AgentId::parse(&format!("a-{agent}")).unwrap(), &usage);
-                meters.refused(&OrgId::parse(&format!("o-{agent}")).unwrap(), LimitName::SubmitsPerSecond);
+                meters.refused(
+                    &OrgId::parse(&format!("o-{agent}")).unwrap(),
+                    (LimitOf::Org, LimitName::SubmitsPerSecond),
+                );
             }
         });
         let text = recorder.handle().render();

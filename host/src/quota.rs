@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use crate::clock::Timestamp;
 use crate::limits::Limits;
-use crate::store::OrgUse;
+use crate::store::{AgentUse, OrgUse};
 
 /// Processor time is counted by the hour of the clock.
 pub const WINDOW_MS: i64 = 3_600_000;
@@ -101,6 +101,9 @@ impl From<&Limits> for Quota {
 }
 
 impl Quota {
+    /// Any number of anything.
+    pub const NONE: Quota = Quota { submits_per_second: 0.0, submit_burst: 0, cpu_ms_per_hour: 0 };
+
     /// What holds for an org with limits of its own.
     #[must_use]
     pub fn narrowed(self, own: &OwnLimits) -> Quota {
@@ -129,15 +132,44 @@ pub struct Meters {
     pub cpu_hour: i64,
 }
 
+/// Whose limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LimitOf {
+    /// The org's, or the host's for every org.
+    Org,
+    /// One of its agents', in that agent's settings.
+    Agent,
+}
+
+impl LimitOf {
+    /// As in answers and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LimitOf::Org => "org",
+            LimitOf::Agent => "agent",
+        }
+    }
+}
+
 /// A limit that is reached.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Exceeded {
+    /// Whose.
+    pub of: LimitOf,
     /// Which.
     pub limit: LimitName,
     /// What it is.
     pub max: f64,
     /// When there is room again; `None`: not by waiting.
     pub wait_ms: Option<u64>,
+}
+
+impl Exceeded {
+    /// The same of an agent.
+    #[must_use]
+    pub fn of_the_agent(self) -> Exceeded {
+        Exceeded { of: LimitOf::Agent, ..self }
+    }
 }
 
 impl Meters {
@@ -156,17 +188,18 @@ impl Meters {
         if self.cpu_hour == now.0.div_euclid(WINDOW_MS) { self.cpu_ms } else { 0.0 }
     }
 
-    /// The limit that keeps a message out at `now`.
+    /// The limit that keeps a message out at `now`: an org's, unless somebody says otherwise.
     pub fn exceeded(&self, quota: &Quota, now: Timestamp) -> Option<Exceeded> {
         let cpu_max = quota.cpu_ms_per_hour as f64;
         if quota.cpu_ms_per_hour > 0 && self.cpu_ms(now) >= cpu_max {
             let wait_ms = Some(window_end(now).since_ms(now));
-            return Some(Exceeded { limit: LimitName::CpuMsPerHour, max: cpu_max, wait_ms });
+            return Some(Exceeded { of: LimitOf::Org, limit: LimitName::CpuMsPerHour, max: cpu_max, wait_ms });
         }
         let tokens = self.tokens(quota, now);
         if quota.submits_per_second > 0.0 && tokens < 1.0 {
             let wait_ms = Some(((1.0 - tokens) * 1_000.0 / quota.submits_per_second).ceil() as u64);
-            return Some(Exceeded { limit: LimitName::SubmitsPerSecond, max: quota.submits_per_second, wait_ms });
+            let (limit, max) = (LimitName::SubmitsPerSecond, quota.submits_per_second);
+            return Some(Exceeded { of: LimitOf::Org, limit, max, wait_ms });
         }
         None
     }
@@ -261,6 +294,70 @@ impl Standing {
     }
 }
 
+/// How an agent stands: the limits in its settings, within its org's, and what it has used of them.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct AgentStanding {
+    /// What its settings let it. `null`: what the org may.
+    pub limits: AgentAllowed,
+    /// What it has used. `null`: nothing is counted where it has no limit.
+    pub used: AgentUsed,
+}
+
+/// What an agent may.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct AgentAllowed {
+    /// Messages a second, over time.
+    pub submits_per_second: Option<f64>,
+    /// Messages at once, after a pause.
+    pub submit_burst: Option<u32>,
+    /// Running turns.
+    pub running_max: Option<u32>,
+    /// Live turns, running ones included.
+    pub queue_max: Option<u32>,
+    /// Milliseconds of guests' processor time in an hour of the clock.
+    pub cpu_ms_per_hour: Option<u64>,
+}
+
+/// What an agent has used.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct AgentUsed {
+    /// Turns that run or may start at once.
+    pub running: Option<u64>,
+    /// Live turns that wait: behind others of their conversation, or for one of the agent's to end.
+    pub queued: Option<u64>,
+    /// Messages that are taken right now.
+    pub submits_left: Option<f64>,
+    /// Milliseconds of guests' processor time in this hour.
+    pub cpu_ms: Option<f64>,
+    /// When this hour ends.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub cpu_resets_at: Option<Timestamp>,
+}
+
+impl AgentStanding {
+    /// Of an agent with these settings.
+    pub fn of(own: &OwnLimits, used: Option<&AgentUse>) -> AgentStanding {
+        let quota = Quota::NONE.narrowed(own);
+        let (paced, timed) = (quota.submits_per_second > 0.0, quota.cpu_ms_per_hour > 0);
+        AgentStanding {
+            limits: AgentAllowed {
+                submits_per_second: own.submits_per_second,
+                submit_burst: paced.then_some(quota.burst() as u32),
+                running_max: own.running_max,
+                queue_max: own.queue_max,
+                cpu_ms_per_hour: own.cpu_ms_per_hour,
+            },
+            used: AgentUsed {
+                running: used.map(|used| used.active),
+                queued: used.map(|used| used.live.saturating_sub(used.active)),
+                submits_left: used.filter(|_| paced).map(|used| used.meters.tokens(&quota, used.at).floor()),
+                cpu_ms: used.filter(|_| timed).map(|used| used.meters.cpu_ms(used.at)),
+                cpu_resets_at: used.filter(|_| timed).map(|used| window_end(used.at)),
+            },
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -270,7 +367,7 @@ mod tests {
     const NOW: Timestamp = Timestamp(10 * WINDOW_MS + WINDOW_MS / 4);
 
     fn exceeded(limit: LimitName, max: f64, wait_ms: u64) -> Option<Exceeded> {
-        Some(Exceeded { limit, max, wait_ms: Some(wait_ms) })
+        Some(Exceeded { of: LimitOf::Org, limit, max, wait_ms: Some(wait_ms) })
     }
 
     #[test]

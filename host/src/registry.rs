@@ -18,6 +18,7 @@ use crate::gate::SessionMode;
 use crate::host::Host;
 use crate::ids::{AgentId, OrgId, TurnId, WorkerName};
 use crate::input::History;
+use crate::journal::Observer;
 use crate::limits::Limits;
 use crate::sandbox::{Attachments, GuestLimits, LoadError, ModuleRefusal, PieceSource, Sandbox, Worker};
 use crate::store::{Claimed, Deleted, Direction, PutAgent, PutWorker, Result, Store, StoreError};
@@ -307,6 +308,8 @@ impl Host {
         let (agents_max, now) = (self.config.limits.org_agents_max, self.clock.now());
         let put = self.store.put_agent(org, agent, settings, agents_max, now, by).await?;
         self.dispatch.registry.forget_agent(org, agent);
+        // A bound that was raised may let a turn go that was held.
+        Observer::backlog(&self.dispatch);
         Ok(put)
     }
 

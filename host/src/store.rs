@@ -327,6 +327,9 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Option<OwnLimits>>;
     /// An org's own limits and what it uses. `None`: there is no such org.
     async fn org_use(&self, org: &OrgId, now: Timestamp) -> Result<Option<OrgUse>>;
+
+    /// What an agent with bounds of its own has used of them; `None`: it has none.
+    async fn agent_use(&self, org: &OrgId, agent: &AgentId, now: Timestamp) -> Result<Option<AgentUse>>;
     /// Marks an org for deletion and ends its keys: from now on it is nobody's. `false`: there is no such org. Told in the host's own audit.
     async fn mark_org(&self, org: &OrgId, now: Timestamp, by: &Actor) -> Result<bool>;
     /// Orgs that are marked.

@@ -18,7 +18,7 @@ CREATE TYPE item AS (
   bytes_in bigint, bytes_out bigint, instance_ms float8,
   parent uuid, permit_run uuid, permit_conv text, permit_org text, snapshot int,
   -- what is found out on the way
-  seq bigint, state text, deadline bigint, worker text, version int, fresh boolean, root uuid, kept uuid[], dropped uuid[]
+  seq bigint, state text, deadline bigint, not_before bigint, worker text, version int, fresh boolean, root uuid, kept uuid[], dropped uuid[]
 );
 
 -- What became of an item; several rows an item where it claimed or ended several turns. `kind` says which columns are filled.
@@ -34,34 +34,63 @@ CREATE TYPE written AS (
   limit_max float8, wait_ms bigint      -- of a refusal: the limit that is reached, and when there is room again
 );
 
--- Makes the next turn of a lane ready that has no active one; its admission clock begins anew. Does not touch org_load: its caller does.
-CREATE FUNCTION promote(p_now bigint, p_org text, p_agent text, p_conversation text) RETURNS boolean LANGUAGE plpgsql AS $$
+-- Makes the next turn of a lane ready that has no active one; its admission clock begins anew. Does not touch org_load: its caller does. Of an agent with
+-- bounds of its own it is held, until release_held has found room: ready, and not before a time that never comes, so that no claim finds it; its clock is still
+-- the queue's.
+CREATE FUNCTION promote(p_now bigint, p_org text, p_agent text, p_conversation text, p_held boolean) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-  UPDATE turn_markers SET state = 'ready', not_before = p_now, deadline_at = p_now + admission_ms
+  UPDATE turn_markers SET state = 'ready', not_before = CASE WHEN p_held THEN 9007199254740991 ELSE p_now END,
+         deadline_at = CASE WHEN p_held THEN deadline_at ELSE p_now + admission_ms END
    WHERE org_id = p_org AND agent_id = p_agent AND conversation_id = p_conversation AND state = 'waiting'
      AND seq = (SELECT min(w.seq) FROM turn_markers w
                  WHERE w.org_id = p_org AND w.agent_id = p_agent AND w.conversation_id = p_conversation AND w.state = 'waiting');
   RETURN FOUND;
 END $$;
 
--- A turn that has ended.
-CREATE TYPE ended AS (ord int, org text, turn uuid, agent text, was text, accepted_at bigint, attempt int, promoted boolean);
+-- Lets the oldest held turns of an agent go for which it has room, and says how many. What it calls active is running or may start. Under the org's row of
+-- org_load, of which nothing changes: they were ready.
+CREATE FUNCTION release_held(p_now bigint, p_org text, p_agent text) RETURNS int LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+DECLARE
+  v_room bigint;
+  n int;
+BEGIN
+  SELECT CASE WHEN running_max IS NULL THEN 1000000000 ELSE running_max - active END INTO v_room FROM agent_load WHERE org_id = p_org AND agent_id = p_agent;
+  IF NOT FOUND OR v_room <= 0 THEN
+    RETURN 0;
+  END IF;
+  UPDATE turn_markers SET not_before = p_now, deadline_at = p_now + admission_ms
+   WHERE org_id = p_org AND turn_id = ANY (ARRAY(
+     SELECT m.turn_id FROM turn_markers m
+      WHERE m.org_id = p_org AND m.agent_id = p_agent AND m.state = 'ready' AND m.not_before = 9007199254740991 ORDER BY m.turn_id LIMIT v_room));
+  GET DIAGNOSTICS n = ROW_COUNT;
+  IF n > 0 THEN
+    UPDATE agent_load SET active = active + n WHERE org_id = p_org AND agent_id = p_agent;
+  END IF;
+  RETURN n;
+END $$;
+
+-- A turn that has ended. `promoted`: the next of its lane is ready; `freed`: that, or one that its agent held, may start.
+CREATE TYPE ended AS (ord int, org text, turn uuid, agent text, was text, accepted_at bigint, attempt int, promoted boolean, freed boolean);
 
 -- The one way in which turns end; those that come back have. Whoever deletes the marker has ended the turn, and everything else of the end stands in the
 -- same statement. No other function deletes markers. Does not touch org_load: its caller does, by `was` and `promoted`. A reply comes only from an
--- instance, and only a running turn has one. No turn may occur twice. Mostly nobody waits, and then there is nobody to look for.
-CREATE FUNCTION end_turns(p_now bigint, p_ends item[], p_bodies bytea[], p_look_for_next boolean) RETURNS SETOF ended LANGUAGE plpgsql AS $$
+-- instance, and only a running turn has one. No turn may occur twice. Mostly nobody waits, and then there is nobody to look for; mostly no agent has bounds of
+-- its own (p_limited: some may).
+CREATE FUNCTION end_turns(p_now bigint, p_ends item[], p_bodies bytea[], p_look_for_next boolean, p_limited boolean) RETURNS SETOF ended LANGUAGE plpgsql AS $$
 DECLARE
   r record;
   o ended;
   v_gone bigint := 0; v_done bigint := 0;
+  v_limited boolean;
 BEGIN
   FOR r IN
     WITH gone AS (
       DELETE FROM turn_markers m USING unnest(p_ends) e
        WHERE m.org_id = e.org AND m.turn_id = e.turn AND (e.epoch IS NULL OR m.epoch = e.epoch)
          AND (e.outcome <> 'completed' OR (m.state = 'running' AND e.epoch IS NOT NULL))
-      RETURNING e.*, m.agent_id, m.conversation_id, m.seq AS place, m.state AS was, m.epoch AS end_epoch, m.attempt
+      RETURNING e.*, m.agent_id, m.conversation_id, m.seq AS place, m.state AS was, m.epoch AS end_epoch, m.attempt,
+                (m.state = 'running' OR m.state = 'ready' AND m.not_before < 9007199254740991)::int AS active
     ), told AS (
       -- A longer tail goes to the log, so that a turn's row stays a row.
       UPDATE turns t SET outcome = g.outcome, ended_at = p_now, end_epoch = g.end_epoch, attempts = g.attempt, reply = p_bodies[g.reply],
@@ -70,7 +99,8 @@ BEGIN
              tail_seq = CASE WHEN length(p_bodies[g.body]) <= 16384 THEN g.first_seq END,
              tail = CASE WHEN length(p_bodies[g.body]) <= 16384 THEN p_bodies[g.body] END
         FROM gone g WHERE t.org_id = g.org AND t.turn_id = g.turn AND t.outcome IS NULL
-      RETURNING g.ord, g.org, g.turn, g.agent_id, g.conversation_id, g.place, g.was, g.end_epoch, g.attempt, g.first_seq, g.body, t.accepted_at
+      RETURNING g.ord, g.org, g.turn, g.agent_id, g.conversation_id, g.place, g.was, g.end_epoch, g.attempt, g.first_seq, g.body, g.active, g.cpu_ms,
+                t.accepted_at
     )
     SELECT n.gone, told.* FROM (SELECT count(*) AS gone FROM gone) n LEFT JOIN told ON true
   LOOP
@@ -81,9 +111,22 @@ BEGIN
       INSERT INTO turn_events (org_id, turn_id, epoch, first_seq, body) VALUES (r.org, r.turn, r.end_epoch, r.first_seq, p_bodies[r.body])
       ON CONFLICT DO NOTHING;
     END IF;
-    o := (r.ord, r.org, r.turn, r.agent_id, r.was, r.accepted_at, r.attempt, false);
+    o := (r.ord, r.org, r.turn, r.agent_id, r.was, r.accepted_at, r.attempt, false, false);
+    v_limited := false;
+    IF p_limited THEN
+      UPDATE agent_load a SET live = a.live - 1, active = a.active - r.active,
+             cpu_ms = CASE WHEN a.cpu_ms_per_hour > 0 AND r.cpu_ms IS NOT NULL
+                           THEN CASE WHEN a.cpu_hour = p_now / 3600000 THEN a.cpu_ms ELSE 0 END + r.cpu_ms ELSE a.cpu_ms END,
+             cpu_hour = CASE WHEN a.cpu_ms_per_hour > 0 AND r.cpu_ms IS NOT NULL THEN p_now / 3600000 ELSE a.cpu_hour END
+       WHERE a.org_id = r.org AND a.agent_id = r.agent_id;
+      v_limited := FOUND;
+    END IF;
     IF p_look_for_next AND r.place IS NOT NULL AND r.was <> 'waiting' THEN
-      o.promoted := promote(p_now, r.org, r.agent_id, r.conversation_id);
+      o.promoted := promote(p_now, r.org, r.agent_id, r.conversation_id, v_limited);
+    END IF;
+    o.freed := o.promoted;
+    IF v_limited THEN
+      o.freed := release_held(p_now, r.org, r.agent_id) > 0;
     END IF;
     RETURN NEXT o;
   END LOOP;
@@ -167,7 +210,9 @@ DECLARE
   v_running_max int[] := '{}'; v_queue_max int[] := '{}';
   v_rate float8[] := '{}'; v_burst float8[] := '{}'; v_tokens float8[] := '{}'; v_tokens_at bigint[] := '{}';
   v_cpu_max float8[] := '{}'; v_cpu float8[] := '{}'; v_cpu_hour bigint[] := '{}';
+  v_limited int[] := '{}';              -- how many of their agents have bounds of their own
   v_hour bigint; v_have float8;
+  ag record; v_agent boolean; v_agent_full boolean; v_agent_have float8;   -- the message's agent, if it has bounds
   v_lock text[] := p_orgs;
   v_round text[] := '{}';               -- orgs whose turn it is to be served, in order
   v_first text; v_bound bigint;
@@ -177,12 +222,13 @@ DECLARE
   v_done boolean[];                     -- by an item's place: what it asked for was done
   v_made int[];                         -- orgs of which this run has made a turn ready; the tables do not show it yet
   v_look boolean;                       -- whether an end may make a waiting turn ready
+  v_bounded boolean;                    -- whether its agent may have bounds
   v_lanes int; v_fresh boolean; v_keyed boolean; v_staged boolean; v_files boolean;
   it item; l record; r record; e record; x record;
   o written;
   i int; n int; k int;
   v_text text; v_turn uuid; v_laned boolean; v_live int; v_active uuid; v_interrupt boolean; v_behind boolean;
-  v_start boolean; v_refused boolean; v_count bigint;
+  v_start boolean; v_refused boolean; v_held boolean; v_count bigint;
 BEGIN
   v_items := ARRAY(SELECT j FROM jsonb_populate_recordset(NULL::item, p_items) j ORDER BY j.ord);
   v_done := array_fill(false, ARRAY[cardinality(v_items)]);
@@ -229,6 +275,7 @@ BEGIN
     v_burst := v_burst || greatest(1, coalesce(nullif(coalesce(l.submit_burst, p_burst), 0), ceil(v_have)));
     v_tokens := v_tokens || l.tokens; v_tokens_at := v_tokens_at || l.tokens_at;
     v_cpu_max := v_cpu_max || coalesce(l.cpu_ms_per_hour, p_cpu_max)::float8; v_cpu := v_cpu || l.cpu_ms; v_cpu_hour := v_cpu_hour || l.cpu_hour;
+    v_limited := v_limited || l.limited_agents;
   END LOOP;
   v_now := coalesce(p_now, turnhouse_now());
   -- How long, in microseconds, others have held what this batch needs: its host sends the next one later, and more in it.
@@ -288,7 +335,7 @@ BEGIN
       CONTINUE;
     END IF;
 
-    -- Where turns wait, an end makes another ready: there ends go one by one.
+    -- Where turns wait, an end makes another ready: there ends go one by one. So does everything where agents have bounds: each changes what the next may.
     n := it.ord;
     v_staged := false;
     WHILE n <= it.run_to LOOP
@@ -296,12 +343,13 @@ BEGIN
       IF i IS NULL THEN
         RAISE EXCEPTION 'there is no org %', (v_items[n]).org USING ERRCODE = 'integrity_constraint_violation';
       END IF;
-      v_look := it.kind = 'commit' AND v_waiting[i] > 0;
+      v_look := it.kind = 'commit' AND v_waiting[i] > 0 OR v_limited[i] > 0 AND it.kind IN ('commit', 'accept');
       v_staged := v_staged OR (v_items[n]).snapshot IS NOT NULL;
       EXIT WHEN v_look;
       n := n + 1;
     END LOOP;
     v_look := v_look AND n = it.ord;
+    v_bounded := v_look AND v_limited[i] > 0;
     v_run := v_items[it.ord:greatest(n - 1, it.ord)];
     v_at := it.ord + cardinality(v_run);
 
@@ -374,10 +422,10 @@ BEGIN
           END IF;
         END LOOP;
       END IF;
-      FOR e IN SELECT * FROM end_turns(v_now, v_run, p_bodies, v_look) LOOP
+      FOR e IN SELECT * FROM end_turns(v_now, v_run, p_bodies, v_look, v_bounded) LOOP
         v_done[e.ord] := true;
         o.ord := e.ord; o.kind := 'won'; o.agent := e.agent; o.was := e.was; o.accepted_at := e.accepted_at; o.attempt := e.attempt;
-        o.promoted := e.promoted;
+        o.promoted := e.freed;
         RETURN NEXT o;
         i := array_position(v_org, e.org);
         IF e.was = 'waiting' THEN
@@ -395,6 +443,8 @@ BEGIN
         IF e.promoted THEN
           v_waiting[i] := v_waiting[i] - 1;
           v_ready[i] := v_ready[i] + 1;
+        END IF;
+        IF o.promoted THEN
           v_older := NULL;
         END IF;
         p_host_live := p_host_live - 1;
@@ -445,7 +495,13 @@ BEGIN
         v_laned := it.conv IS NOT NULL AND it.env_org IS NOT NULL;    -- only such an envelope has a place in a conversation
         v_live := r.waiting + (r.active IS NOT NULL)::int;
         v_active := coalesce(r.active, r.first);
-        -- The order of these checks is the contract: whose it is, then the key, then what it refers to, then busy, then what the org may use, then room.
+        v_agent := false;
+        IF v_limited[i] > 0 THEN
+          SELECT g.* INTO ag FROM agent_load g WHERE g.org_id = it.org AND g.agent_id = it.agent;
+          v_agent := FOUND;
+        END IF;
+        -- The order of these checks is the contract: whose it is, then the key, then what it refers to, then busy, then what the org and then what the agent
+        -- may use, then room.
         v_text := NULL;
         IF r.user_id IS NOT NULL AND NOT r.deleted AND r.user_id <> it.usr AND NOT it.sees_all THEN
           v_text := 'not_found';
@@ -483,6 +539,21 @@ BEGIN
               o.wait_ms := ceil((1 - v_have) * 1000 / v_rate[i]);
             END IF;
           END IF;
+          IF v_agent AND v_text IS NULL THEN
+            IF ag.cpu_ms_per_hour > 0 AND ag.cpu_hour = v_hour AND ag.cpu_ms >= ag.cpu_ms_per_hour THEN
+              v_text := 'agent_cpu_ms_per_hour';
+              o.limit_max := ag.cpu_ms_per_hour;
+              o.wait_ms := (v_hour + 1) * 3600000 - v_now;
+            ELSIF ag.submits_per_second > 0 THEN
+              v_agent_have := greatest(1, coalesce(nullif(ag.submit_burst, 0), ceil(ag.submits_per_second)));
+              v_agent_have := least(v_agent_have, coalesce(ag.tokens + greatest(0, v_now - ag.tokens_at)::float8 * ag.submits_per_second / 1000, v_agent_have));
+              IF v_agent_have < 1 THEN
+                v_text := 'agent_submits_per_second';
+                o.limit_max := ag.submits_per_second;
+                o.wait_ms := ceil((1 - v_agent_have) * 1000 / ag.submits_per_second);
+              END IF;
+            END IF;
+          END IF;
         END IF;
         IF v_text IS NULL AND it.parts IS NOT NULL AND r.waiting > 0 THEN
           -- The last that waits, if it collects and has room. Its message is a list of parts; what joins it goes before the two bytes that end it.
@@ -509,6 +580,9 @@ BEGIN
               v_tokens[i] := v_have - 1;
               v_tokens_at[i] := v_now;
             END IF;
+            IF v_agent THEN
+              UPDATE agent_load SET tokens = v_agent_have - 1, tokens_at = v_now WHERE org_id = it.org AND agent_id = it.agent AND submits_per_second > 0;
+            END IF;
             o.kind := 'joined';
             o.turn := v_turn;
             RETURN NEXT o;
@@ -518,6 +592,10 @@ BEGIN
         v_interrupt := it.on_busy = 'interrupt' AND v_active IS NOT NULL;
         IF v_text IS NULL THEN
           n := CASE WHEN v_interrupt THEN v_live ELSE 0 END;          -- an interrupt makes room for itself
+          v_agent_full := false;
+          IF v_agent THEN
+            v_agent_full := greatest(0, ag.live - n) >= ag.queue_max;
+          END IF;
           IF it.on_busy = 'reject' AND v_active IS NOT NULL THEN
             v_text := 'conversation_busy';
             o.turn := v_active;
@@ -526,6 +604,9 @@ BEGIN
           ELSIF greatest(0, v_waiting[i] + v_ready[i] + v_running[i] - n) >= coalesce(v_queue_max[i], it.org_max) THEN
             v_text := 'org_queue_full';
             o.limit_max := coalesce(v_queue_max[i], it.org_max);
+          ELSIF v_agent_full THEN
+            v_text := 'agent_queue_full';
+            o.limit_max := ag.queue_max;
           ELSIF greatest(0, p_host_live - n) >= it.host_max THEN
             v_text := 'host_queue_full';
           END IF;
@@ -552,10 +633,11 @@ BEGIN
           FOR e IN SELECT d.* FROM end_turns(v_now, ARRAY(
                 SELECT jsonb_populate_record(NULL::item, jsonb_build_object('ord', row_number() OVER (ORDER BY m.state = 'waiting' DESC, m.seq), 'org', it.org,
                                              'turn', m.turn_id, 'outcome', 'cancelled', 'cancelled_by', 'interrupt'))
-                  FROM turn_markers m WHERE m.org_id = it.org AND m.agent_id = it.agent AND m.conversation_id = it.conv AND m.seq IS NOT NULL), '{}', false) d
+                  FROM turn_markers m WHERE m.org_id = it.org AND m.agent_id = it.agent AND m.conversation_id = it.conv AND m.seq IS NOT NULL), '{}', false,
+                v_agent) d
               ORDER BY d.ord
           LOOP
-            o.kind := 'ended'; o.turn := e.turn; o.agent := e.agent; o.was := e.was; o.accepted_at := e.accepted_at; o.promoted := false;
+            o.kind := 'ended'; o.turn := e.turn; o.agent := e.agent; o.was := e.was; o.accepted_at := e.accepted_at; o.promoted := e.freed;
             RETURN NEXT o;
             IF e.was = 'waiting' THEN
               v_waiting[i] := v_waiting[i] - 1;
@@ -572,11 +654,20 @@ BEGIN
           o.at := v_now;
         END IF;
         v_behind := v_live > 0 AND NOT v_interrupt;
+        v_held := false;
+        IF v_agent THEN
+          SELECT g.active >= g.running_max INTO v_held FROM agent_load g WHERE g.org_id = it.org AND g.agent_id = it.agent;
+          v_held := NOT v_behind AND coalesce(v_held, false);
+          UPDATE agent_load SET live = live + 1, active = active + (NOT v_behind AND NOT v_held)::int,
+                 tokens = CASE WHEN submits_per_second > 0 THEN v_agent_have - 1 ELSE tokens END,
+                 tokens_at = CASE WHEN submits_per_second > 0 THEN v_now ELSE tokens_at END
+           WHERE org_id = it.org AND agent_id = it.agent;
+        END IF;
         v_refused := it.mode = 'snapshot' AND it.run IS NOT NULL AND (it.env_org IS NULL OR it.conv IS NULL);
 
         -- Started in this very write, if its lane is empty, its org under its bound and nothing older ready.
         v_start := false;
-        IF it.holder IS NOT NULL AND NOT v_behind AND NOT v_refused AND v_running[i] < coalesce(v_running_max[i], it.running_max) THEN
+        IF it.holder IS NOT NULL AND NOT v_held AND NOT v_behind AND NOT v_refused AND v_running[i] < coalesce(v_running_max[i], it.running_max) THEN
           IF it.holder IS DISTINCT FROM v_holder THEN
             v_holder := it.holder;
             v_may := may_claim(v_now, it.holder);
@@ -642,9 +733,13 @@ BEGIN
             it.state := 'waiting'; it.deadline := v_now + it.queue_ms;
             v_waiting[i] := v_waiting[i] + 1;
           ELSE
-            it.state := 'ready'; it.deadline := v_now + it.admission_ms;
+            it.state := 'ready'; it.deadline := v_now + CASE WHEN v_held THEN it.queue_ms ELSE it.admission_ms END;
             v_ready[i] := v_ready[i] + 1;
-            v_made := v_made || i;
+            IF v_held THEN
+              it.not_before := 9007199254740991;
+            ELSE
+              v_made := v_made || i;
+            END IF;
           END IF;
         END IF;
         o.deadline := it.deadline;
@@ -687,7 +782,7 @@ BEGIN
       INSERT INTO turn_markers (org_id, turn_id, agent_id, env_org, conversation_id, run_id, mode, seq, state, epoch, attempt, attempts_max, holder,
                                 not_before, deadline_at, admission_ms, turn_ms, collected)
       SELECT u.org, u.turn, u.agent, u.env_org, u.conv, u.run, u.mode, u.seq, u.state, (u.state = 'running')::int, (u.state = 'running')::int,
-             u.attempts_max, u.holder, v_now, u.deadline, u.admission_ms, u.turn_ms,
+             u.attempts_max, u.holder, coalesce(u.not_before, v_now), u.deadline, u.admission_ms, u.turn_ms,
              CASE WHEN u.state = 'waiting' AND u.parts IS NOT NULL THEN u.parts ELSE 0 END FROM unnest(v_new) u;
 
     ELSE

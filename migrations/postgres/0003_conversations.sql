@@ -41,7 +41,7 @@ BEGIN
   v_ends := ARRAY(SELECT jsonb_populate_record(NULL::item, jsonb_build_object('org', p_org, 'turn', t.turn_id, 'outcome', 'cancelled', 'cancelled_by', 'deleted'))
                     FROM turns t JOIN turn_markers k ON k.org_id = t.org_id AND k.turn_id = t.turn_id
                    WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation);
-  FOR e IN SELECT * FROM end_turns(v_now, v_ends, '{}', false) LOOP
+  FOR e IN SELECT * FROM end_turns(v_now, v_ends, '{}', false, true) LOOP
     v_waiting := v_waiting + (e.was = 'waiting')::int;
     v_ready := v_ready + (e.was = 'ready')::int;
     v_running := v_running + (e.was = 'running')::int;
@@ -79,13 +79,17 @@ END $$;
 
 -- Makes the next turn of a lane ready that somebody left without an active one. Looks again, under the lock.
 CREATE FUNCTION repair_lane(p_now bigint, p_org text, p_agent text, p_conversation text) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+  v_limited boolean;
 BEGIN
   PERFORM 1 FROM org_load WHERE org_id = p_org FOR NO KEY UPDATE;
+  v_limited := EXISTS (SELECT 1 FROM agent_load WHERE org_id = p_org AND agent_id = p_agent);
   PERFORM 1 FROM turn_markers
     WHERE org_id = p_org AND agent_id = p_agent AND conversation_id = p_conversation AND state IN ('ready', 'running') AND seq IS NOT NULL;
-  IF FOUND OR NOT promote(coalesce(p_now, turnhouse_now()), p_org, p_agent, p_conversation) THEN
+  IF FOUND OR NOT promote(coalesce(p_now, turnhouse_now()), p_org, p_agent, p_conversation, v_limited) THEN
     RETURN false;
   END IF;
+  PERFORM release_held(coalesce(p_now, turnhouse_now()), p_org, p_agent);
   UPDATE org_load SET waiting = waiting - 1, ready = ready + 1 WHERE org_id = p_org;
   RETURN true;
 END $$;

@@ -68,7 +68,7 @@ BEGIN
       WHEN 'conversations' THEN 'SELECT, INSERT, UPDATE'
       WHEN 'idempotency_keys' THEN 'SELECT, DELETE'
       WHEN 'turns' THEN 'SELECT, UPDATE, DELETE'
-      WHEN 'turn_markers' THEN 'SELECT, DELETE'
+      WHEN 'turn_markers' THEN 'SELECT, UPDATE (not_before, deadline_at), DELETE'
       WHEN 'turn_events' THEN 'SELECT, DELETE'
       WHEN 'snapshots' THEN 'SELECT, DELETE'
       WHEN 'attachments' THEN 'SELECT, INSERT, UPDATE (org_id)'

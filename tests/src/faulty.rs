@@ -22,10 +22,10 @@ use turnhouse::lease::Lease;
 use turnhouse::notes::NotesChange;
 use turnhouse::quota::{LimitsChange, OwnLimits};
 use turnhouse::store::{
-    Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, Hint, KeyRecord, LiveCounts,
-    Member, Membership, OrgRecord, OrgUse, Page, Progress, Provisioned, PutAgent, PutAttachment, PutMember, PutWorker,
-    RemoveMember, Result, Retained, Retention, SnapshotPlace, SnapshotRecord, Starter, Store, StoreError, StoreStatus,
-    SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
+    AgentUse, Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, Hint, KeyRecord,
+    LiveCounts, Member, Membership, OrgRecord, OrgUse, Page, Progress, Provisioned, PutAgent, PutAttachment, PutMember,
+    PutWorker, RemoveMember, Result, Retained, Retention, SnapshotPlace, SnapshotRecord, Starter, Store, StoreError,
+    StoreStatus, SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
 };
 use uuid::Uuid;
 
@@ -474,6 +474,10 @@ impl Store for Faulty {
         by: &Actor,
     ) -> Result<Option<OwnLimits>> {
         self.through(Call::Read, self.store.set_org_limits(org, change, self.now(now), by)).await
+    }
+
+    async fn agent_use(&self, org: &OrgId, agent: &AgentId, now: Timestamp) -> Result<Option<AgentUse>> {
+        self.through(Call::Read, self.store.agent_use(org, agent, self.now(now))).await
     }
 
     async fn org_use(&self, org: &OrgId, now: Timestamp) -> Result<Option<OrgUse>> {

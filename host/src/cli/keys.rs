@@ -11,6 +11,7 @@ use turnhouse::ids::{OrgId, UserId};
 use turnhouse::keys;
 use turnhouse::store::{KeyRecord, KeyState, StoreError};
 
+use super::orgs::no_such_org;
 use super::output::{Output, note};
 use super::{CliError, Result, database};
 
@@ -145,9 +146,13 @@ pub async fn run(args: Args, output: Output) -> Result {
         Action::List { org, database } => {
             let warning_ms = database.load()?.limits.key_warning_ms();
             let store = database.open().await?;
-            let keys = store.keys(&org).await.map_err(database::failed);
+            let found = async { Ok((store.org_use(&org, now).await?.is_some(), store.keys(&org).await?)) };
+            let found: Result<_, StoreError> = found.await;
             store.close().await;
-            let keys = keys?;
+            let (known, keys) = found.map_err(database::failed)?;
+            if !known {
+                return Err(no_such_org(&org));
+            }
             let item = |key: &KeyRecord| {
                 let mut item = shown(key, now, warning_ms);
                 if !output.json {

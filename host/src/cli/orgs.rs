@@ -319,7 +319,7 @@ async fn delete(org: &OrgId, no_wait: bool, database: &database::DataArgs, outpu
     Ok(())
 }
 
-fn no_such_org(org: &OrgId) -> CliError {
+pub(super) fn no_such_org(org: &OrgId) -> CliError {
     CliError::failed(format!("there is no org {org}")).help("see `turnhouse orgs list`")
 }
 

@@ -1,4 +1,5 @@
-//! `/v1/limits`: what the caller's org may and what it has used of it. Nothing here changes a limit: that is the operator's, on the command line.
+//! `/v1/limits` and `/v1/agents/{agent}/limits`: what the caller's org and its agents may and what they have used of it. Nothing here changes a limit: an org's are
+//! the operator's, on the command line, and an agent's are in its settings.
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -7,14 +8,16 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Gateway;
-use super::auth::{Converse, May};
+use super::auth::{Converse, May, SeeAgents};
+use super::params::Ids;
 use super::problem::Problem;
 use super::views::json;
-use crate::quota::Standing;
+use crate::ids::AgentId;
+use crate::quota::{AgentStanding, Standing};
 
 /// Its routes.
 pub fn routes() -> OpenApiRouter<Gateway> {
-    OpenApiRouter::new().routes(routes!(get_limits))
+    OpenApiRouter::new().routes(routes!(get_limits)).routes(routes!(get_agent_limits))
 }
 
 /// Get the org's limits
@@ -27,4 +30,20 @@ async fn get_limits(State(gateway): State<Gateway>, caller: May<Converse>) -> Re
     let host = &gateway.host;
     let org = host.store.org_use(&caller.org, host.clock.now()).await?.ok_or_else(|| Problem::not_found("org"))?;
     json(StatusCode::OK, &Standing::of(&org, &host.config.limits))
+}
+
+/// Get an agent's limits
+///
+/// Those of its own settings, within its org's, and what it has used of them, over all hosts together. Nothing is counted of an agent without limits of its own.
+#[utoipa::path(get, path = "/v1/agents/{agent}/limits", tag = "limits", params(("agent" = AgentId, Path)),
+    responses((status = 200, description = "The limits and what is used of them", body = AgentStanding)))]
+async fn get_agent_limits(
+    State(gateway): State<Gateway>,
+    caller: May<SeeAgents>,
+    Ids(agent): Ids<AgentId>,
+) -> Result<Response, Problem> {
+    let store = &gateway.host.store;
+    let found = store.agent(&caller.org, &agent).await?.ok_or_else(|| Problem::not_found("agent"))?;
+    let used = store.agent_use(&caller.org, &agent, gateway.host.clock.now()).await?;
+    json(StatusCode::OK, &AgentStanding::of(&found.settings.limits.own(), used.as_ref()))
 }

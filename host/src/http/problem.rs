@@ -15,7 +15,7 @@ use crate::agent::NO_FILE_MODE;
 use crate::ids::InvalidId;
 use crate::keys::AuthError;
 use crate::members::OrgError;
-use crate::quota::{Exceeded, LimitName};
+use crate::quota::{Exceeded, LimitName, LimitOf};
 use crate::store::StoreError;
 use crate::submit::SubmitError;
 
@@ -117,13 +117,15 @@ codes! {
     ModuleTooComplex = 422 "module_too_complex";
     /// It took too long to compile.
     CompileTimeout = 422 "compile_timeout";
-    /// Too many failed authentications, or too many messages of the org.
+    /// Too many failed authentications, or too many messages of the org or the agent.
     RateLimited = 429 "rate_limited";
     /// Too many turns wait in the conversation.
     ConversationQueueFull = 429 "conversation_queue_full";
     /// Too many live turns of the org.
     OrgQueueFull = 429 "org_queue_full";
-    /// The org has or has used all that it may.
+    /// Too many live turns of the agent.
+    AgentQueueFull = 429 "agent_queue_full";
+    /// The org or the agent has or has used all that it may.
     QuotaExhausted = 429 "quota_exhausted";
     /// Too many open streams.
     TooManyStreams = 429 "too_many_streams";
@@ -149,7 +151,7 @@ impl Code {
     fn retry_after_s(self) -> Option<u64> {
         match self {
             Code::ConversationQueueFull | Code::HostQueueFull | Code::Draining | Code::StoreUnavailable => Some(1),
-            Code::OrgQueueFull | Code::TooManyStreams => Some(5),
+            Code::OrgQueueFull | Code::AgentQueueFull | Code::TooManyStreams => Some(5),
             Code::IssuerUnavailable => Some(15),
             Code::RateLimited | Code::QuotaExhausted => Some(60),
             _ => None,
@@ -203,9 +205,9 @@ impl Problem {
         self
     }
 
-    /// Says which limit is reached, and what it is.
-    fn over(self, limit: LimitName, max: f64) -> Problem {
-        self.with("limit", limit.as_str()).with("limit_value", max)
+    /// Says which limit is reached, whose it is, and what it is.
+    fn over(self, of: LimitOf, limit: LimitName, max: f64) -> Problem {
+        self.with("limit", limit.as_str()).with("limit_of", of.as_str()).with("limit_value", max)
     }
 
     /// Says when to come back.
@@ -394,7 +396,12 @@ impl From<Refusal> for Problem {
             Refusal::OrgQueueFull { max } => {
                 let detail = "too many turns of this org are live; wait for some to end, or have the operator raise the limit: \
                               `turnhouse orgs limits ORG --queue-max N`";
-                Problem::new(Code::OrgQueueFull, detail).over(LimitName::QueueMax, max as f64)
+                Problem::new(Code::OrgQueueFull, detail).over(LimitOf::Org, LimitName::QueueMax, max as f64)
+            }
+            Refusal::AgentQueueFull { max } => {
+                let detail = "too many turns of this agent are live; wait for some to end, or raise `limits.queue_max` in its settings \
+                              (`PUT /v1/agents/{agent}`)";
+                Problem::new(Code::AgentQueueFull, detail).over(LimitOf::Agent, LimitName::QueueMax, max as f64)
             }
             Refusal::Exceeded(exceeded) => exceeded.into(),
             Refusal::HostQueueFull => {
@@ -406,18 +413,29 @@ impl From<Refusal> for Problem {
 
 impl From<Exceeded> for Problem {
     fn from(exceeded: Exceeded) -> Problem {
-        let Exceeded { limit, max, wait_ms } = exceeded;
+        let Exceeded { of, limit, max, wait_ms } = exceeded;
+        let whose = of.as_str();
         let (code, what) = match limit {
             LimitName::CpuMsPerHour => (
                 Code::QuotaExhausted,
-                format!("this org's turns have used their {max} ms of processor time of this hour"),
+                format!("this {whose}'s turns have used their {max} ms of processor time of this hour"),
             ),
-            _ => (Code::RateLimited, format!("more messages than {max} a second come from this org")),
+            _ => (
+                Code::RateLimited,
+                match of {
+                    LimitOf::Org => format!("more messages than {max} a second come from this org"),
+                    LimitOf::Agent => format!("more messages than {max} a second come to this agent"),
+                },
+            ),
         };
-        let flag = limit.as_str().replace('_', "-");
-        let detail =
-            format!("{what}; wait, or have the operator raise the limit: `turnhouse orgs limits ORG --{flag} N`");
-        let problem = Problem::new(code, detail).over(limit, max);
+        let name = limit.as_str();
+        let remedy = match of {
+            LimitOf::Org => {
+                format!("have the operator raise the limit: `turnhouse orgs limits ORG --{} N`", name.replace('_', "-"))
+            }
+            LimitOf::Agent => format!("raise `limits.{name}` in its settings (`PUT /v1/agents/{{agent}}`)"),
+        };
+        let problem = Problem::new(code, format!("{what}; wait, or {remedy}")).over(of, limit, max);
         match wait_ms {
             Some(ms) => problem.retry_after(ms.div_ceil(1_000).max(1)),
             None => problem,

@@ -16,6 +16,7 @@ use crate::ids::RunId;
 use crate::lease::Epoch;
 use crate::turn::{CancelledBy, Failure, Outcome, TurnState, Usage};
 
+pub(super) mod agent_limits;
 pub(super) mod attachments;
 pub(super) mod audit;
 pub(super) mod catalog;
@@ -88,6 +89,11 @@ macro_rules! rules {
                 o3_an_orgs_messages_come_at_its_rate, o3_a_rate_is_one_for_a_batch_and_what_joins_counts, o3_what_was_accepted_before_costs_nothing,
                 o3_an_orgs_own_bound_holds_for_claims_and_fused_starts, o3_an_orgs_own_queue_is_bounded, o3_processor_time_is_bounded_by_the_hour,
                 o3_a_limit_is_its_orgs_own_and_written_down, what_is_used_is_told,
+            ]
+            agent_limits: [
+                o3_an_agents_messages_come_at_its_rate_within_its_orgs, o3_an_agents_queue_is_bounded, o3_an_agents_processor_time_is_bounded,
+                o3_no_more_of_an_agents_turns_run_than_it_says, o3_what_is_held_starts_in_the_order_of_acceptance, o3_a_held_turn_has_the_queues_clock,
+                o3_what_is_held_ends_like_any_other, o3_an_agents_bounds_are_changed_under_its_turns, o3_a_requeue_and_a_takeover_take_no_more_room,
             ]
             members: [
                 o1_members_are_of_their_org_alone, an_org_keeps_an_owner_and_owners_are_owners_to_change, a_removed_members_keys_end_with_it,

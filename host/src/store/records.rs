@@ -272,6 +272,21 @@ pub struct OrgUse {
     pub at: Timestamp,
 }
 
+/// What an agent with bounds of its own may and has used.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AgentUse {
+    /// Its bounds.
+    pub own: OwnLimits,
+    /// What it has used of what is limited.
+    pub meters: Meters,
+    /// Its live turns.
+    pub live: u64,
+    /// Of these: running, or ready and with room to start.
+    pub active: u64,
+    /// The store's time.
+    pub at: Timestamp,
+}
+
 /// What a default agent is made from, for an org that has none.
 #[derive(Debug, Clone)]
 pub struct Starter {

@@ -21,6 +21,7 @@ use crate::limits::Limits;
 use crate::quota::Quota;
 
 mod accept;
+mod agent_load;
 mod attachments;
 mod audit;
 mod catalog;

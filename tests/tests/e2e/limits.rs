@@ -111,3 +111,42 @@ async fn o3_an_org_that_has_used_its_hour_of_processor_time_waits_for_the_next()
     assert_eq!(ann.say("spin", "c-1", "spin").await.failed().await, "cpu_timeout", "it has none of its own");
     host.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn o3_o5_an_agents_own_bounds_hold_and_its_orgs_other_agents_go_on() {
+    let host = TestHost::start().await;
+    let ann = host.member("acme", "ann", "admin").await;
+    let bounds = |running_max: u32| json!({ "limits": { "running_max": running_max, "queue_max": 3 } });
+    ann.deploy_as("slow_reply", "bounded", bounds(1)).await;
+    ann.deploy("slow_reply").await;
+    let mut turns = Vec::new();
+    for n in 0..3 {
+        turns.push(ann.say("bounded", &format!("c-{n}"), "30000").await);
+    }
+    turns[0].reaches("running").await;
+    let message = json!({ "message": { "text": "1" } });
+    let (_, problem) = refused(&ann, &Client::turns("bounded", "c-9"), message).await;
+    assert_eq!((&problem["code"], &problem["limit"]), (&json!("agent_queue_full"), &json!("queue_max")));
+    assert_eq!((&problem["limit_of"], &problem["limit_value"]), (&json!("agent"), &json!(3.0)));
+    assert!(problem["detail"].as_str().expect("a text").contains("limits.queue_max"), "{problem}");
+    assert_eq!(ann.say("slow_reply", "c-1", "1").await.completed().await, "1");
+    let (status, limits) = ann.get("/v1/agents/bounded/limits").await;
+    assert_eq!((status, &limits["limits"]["running_max"]), (StatusCode::OK, &json!(1)));
+    assert_eq!((&limits["used"]["running"], &limits["used"]["queued"]), (&json!(1), &json!(2)));
+    assert_eq!((&limits["limits"]["cpu_ms_per_hour"], &limits["used"]["cpu_ms"]), (&Value::Null, &Value::Null));
+    let free = ann.get("/v1/agents/slow_reply/limits").await.1;
+    assert_eq!((&free["limits"]["queue_max"], &free["used"]["running"]), (&Value::Null, &Value::Null));
+    // What ends lets the next go, and so does a bound that is raised, at once.
+    turns[0].cancel().await;
+    turns[1].reaches("running").await;
+    ann.deploy_as("slow_reply", "bounded", bounds(2)).await;
+    turns[2].reaches("running").await;
+    let invalid = json!({ "worker": "slow_reply", "limits": { "running_max": 0 } });
+    let (status, problem) = ann.send(Method::PUT, "/v1/agents/bounded", invalid).await;
+    assert_eq!((status, &problem["code"]), (StatusCode::BAD_REQUEST, &json!("invalid_setting")));
+    assert!(problem["detail"].as_str().expect("a text").contains("limits.running_max"), "{problem}");
+    for turn in &turns[1..] {
+        turn.cancel().await;
+    }
+    host.stop().await;
+}

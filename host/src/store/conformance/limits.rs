@@ -3,7 +3,7 @@
 use super::*;
 use crate::admission::Refusal;
 use crate::audit::{AuditFilter, Verb};
-use crate::quota::{Exceeded, LimitName, LimitsChange, OwnLimits, WINDOW_MS};
+use crate::quota::{Exceeded, LimitName, LimitOf, LimitsChange, OwnLimits, WINDOW_MS};
 
 async fn limit(world: &World, of: &str, change: LimitsChange) -> OwnLimits {
     world.store.set_org_limits(&org(of), &change, world.now(), &by()).await.unwrap().expect("there is the org")
@@ -34,7 +34,7 @@ async fn refusal(world: &World, message: Accept) -> Refusal {
 }
 
 fn too_fast(max: f64, wait_ms: u64) -> Refusal {
-    Refusal::Exceeded(Exceeded { limit: LimitName::SubmitsPerSecond, max, wait_ms: Some(wait_ms) })
+    Refusal::Exceeded(Exceeded { of: LimitOf::Org, limit: LimitName::SubmitsPerSecond, max, wait_ms: Some(wait_ms) })
 }
 
 pub(in crate::store) async fn o3_an_orgs_messages_come_at_its_rate(world: &World) {
@@ -163,7 +163,12 @@ pub(in crate::store) async fn o3_processor_time_is_bounded_by_the_hour(world: &W
     let queued = world.submit(world.message("b")).await;
     end(running, 10.0).await;
     let left = (WINDOW_MS - world.now().0 % WINDOW_MS).unsigned_abs();
-    let used_up = Refusal::Exceeded(Exceeded { limit: LimitName::CpuMsPerHour, max: 100.0, wait_ms: Some(left) });
+    let used_up = Refusal::Exceeded(Exceeded {
+        of: LimitOf::Org,
+        limit: LimitName::CpuMsPerHour,
+        max: 100.0,
+        wait_ms: Some(left),
+    });
     assert_eq!(refusal(world, world.message("a")).await, used_up);
     assert_eq!(world.claim_one().await.lease.turn, queued, "what was accepted runs");
     world.submit(world.message_of_zeta("a")).await;

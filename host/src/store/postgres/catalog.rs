@@ -14,6 +14,7 @@ use crate::audit::{Act, Actor};
 use crate::clock::Timestamp;
 use crate::gate::SessionMode;
 use crate::ids::{AgentId, OrgId, WorkerName};
+use crate::quota::OwnLimits;
 use crate::store::{Deleted, Page, PutAgent, PutWorker, Result, StoreError, WorkerVersion};
 
 statements! {
@@ -326,6 +327,11 @@ impl PostgresStore {
             .bind(json)
             .bind(self.clock.of(now));
         let agent = agent_record(&asked.fetch_one(&mut *tx).await?)?;
+        let before = known.as_ref().map(|known| known.settings.limits.own()).unwrap_or_default();
+        let own = agent.settings.limits.own();
+        if own != before {
+            self.limit_agent(tx, org, agent.id.as_str(), &own, now).await?;
+        }
         let acts = Act::agent_put(known.as_ref(), &agent, default_before.as_ref());
         self.note(tx, Some(org), &acts, by, now).await?;
         Ok(PutAgent::Stored { agent, created: known.is_none() })
@@ -368,6 +374,7 @@ impl PostgresStore {
         if self.query(AGENT_DELETE).bind(org).bind(agent).execute(&mut *tx).await?.rows_affected() == 0 {
             return Ok(Deleted::NotFound);
         }
+        self.limit_agent(&mut tx, org, agent, &OwnLimits::default(), now).await?;
         self.note(&mut tx, Some(org), &Act::agent_delete(id, default), by, now).await?;
         tx.commit().await?;
         Ok(Deleted::Done)

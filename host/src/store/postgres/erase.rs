@@ -50,6 +50,8 @@ DELETE FROM conversation_notes WHERE org_id = $1 AND ctid = ANY (ARRAY(SELECT ct
 DELETE FROM conversations WHERE org_id = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM conversations WHERE org_id = $1 LIMIT $2))";
     ERASE_AGENTS = "-- erase_agents
 DELETE FROM agents WHERE org_id = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM agents WHERE org_id = $1 LIMIT $2))";
+    ERASE_AGENT_LOAD = "-- erase_agent_load
+DELETE FROM agent_load WHERE org_id = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM agent_load WHERE org_id = $1 LIMIT $2))";
     ERASE_WORKER_VERSIONS = "-- erase_worker_versions
 DELETE FROM worker_versions WHERE org_id = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM worker_versions WHERE org_id = $1 LIMIT $2))";
     ERASE_MODULES = "-- erase_modules
@@ -80,6 +82,7 @@ const ERASE: &[&str] = &[
     ERASE_CONVERSATION_NOTES,
     ERASE_CONVERSATIONS,
     ERASE_AGENTS,
+    ERASE_AGENT_LOAD,
     ERASE_WORKER_VERSIONS,
     ERASE_MODULES,
     ERASE_API_KEYS,

@@ -19,9 +19,9 @@ use crate::lease::Lease;
 use crate::notes::NotesChange;
 use crate::quota::{LimitsChange, OwnLimits};
 use crate::store::{
-    Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, Hint, KeyRecord, LiveCounts,
-    Member, Membership, OrgRecord, OrgUse, Page, Progress, Provisioned, PutAgent, PutAttachment, PutMember, PutWorker,
-    RemoveMember, Result, Retained, Retention, SnapshotPlace, SnapshotRecord, Starter, Store, StoreStatus,
+    AgentUse, Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, Hint, KeyRecord,
+    LiveCounts, Member, Membership, OrgRecord, OrgUse, Page, Progress, Provisioned, PutAgent, PutAttachment, PutMember,
+    PutWorker, RemoveMember, Result, Retained, Retention, SnapshotPlace, SnapshotRecord, Starter, Store, StoreStatus,
     SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
 };
 
@@ -368,6 +368,10 @@ impl Store for PostgresStore {
         by: &Actor,
     ) -> Result<Option<OwnLimits>> {
         self.write_limits(org, change, now, by).await
+    }
+
+    async fn agent_use(&self, org: &OrgId, agent: &AgentId, now: Timestamp) -> Result<Option<AgentUse>> {
+        self.read_agent_use(org, agent, now).await
     }
 
     async fn org_use(&self, org: &OrgId, now: Timestamp) -> Result<Option<OrgUse>> {

@@ -70,7 +70,7 @@ impl Hints {
         for (item, written) in batch.iter().zip(written) {
             match (item, written) {
                 (_, Written::Accept(AcceptResult::Accepted { interrupted, claimed })) => {
-                    *ready |= claimed.is_none();
+                    *ready |= claimed.is_none() || interrupted.iter().any(|ended| ended.promoted);
                     turns.extend(interrupted.iter().map(|ended| ended.turn));
                 }
                 (_, Written::Claim(claimed)) => turns.extend(claimed.iter().map(|claimed| claimed.lease.turn)),

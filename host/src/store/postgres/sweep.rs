@@ -25,7 +25,8 @@ statements! {
     /// gate refused too often; what was handed round for ever. Each part in its own order of an index, and the first of all in the order of deadlines.
     SWEEP_OVERDUE = "-- sweep_overdue
 WITH n AS MATERIALIZED (SELECT coalesce($1::bigint, turnhouse_now()) AS now)
-(SELECT m.org_id, m.turn_id, m.epoch, m.state FROM turn_markers m WHERE m.deadline_at <= (SELECT now FROM n) ORDER BY m.deadline_at LIMIT $2)
+(SELECT m.org_id, m.turn_id, m.epoch, CASE WHEN m.state = 'ready' AND m.not_before = 9007199254740991 THEN 'waiting' ELSE m.state END
+   FROM turn_markers m WHERE m.deadline_at <= (SELECT now FROM n) ORDER BY m.deadline_at LIMIT $2)
 UNION ALL
 (SELECT m.org_id, m.turn_id, m.epoch, CASE WHEN m.effects THEN 'host_lost' ELSE 'attempts_exhausted' END
    FROM replicas d JOIN turn_markers m ON m.holder = d.replica_id AND m.state = 'running'

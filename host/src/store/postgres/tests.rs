@@ -99,6 +99,20 @@ pub(super) async fn check_database(database: &Database) {
                 OR cpu_ms > (SELECT coalesce(sum(t.cpu_ms), 0) FROM turns t WHERE t.org_id = l.org_id) + 0.001",
         ),
         (
+            "O3: an agent's load is its markers",
+            "SELECT 1 FROM agent_load l LEFT JOIN (SELECT org_id, agent_id, count(*) AS live,
+                                                  count(*) FILTER (WHERE state <> 'waiting' AND not_before < 9007199254740991) AS active
+                                             FROM turn_markers GROUP BY org_id, agent_id) m USING (org_id, agent_id)
+              WHERE  (coalesce(m.live, 0), coalesce(m.active, 0)) IS DISTINCT FROM (l.live, l.active)
+             UNION ALL
+             SELECT 1 FROM org_load o WHERE limited_agents <> (SELECT count(*) FROM agent_load a WHERE a.org_id = o.org_id)",
+        ),
+        (
+            "O3: what is held has no room",
+            "SELECT 1 FROM turn_markers m LEFT JOIN agent_load l USING (org_id, agent_id)
+              WHERE m.state = 'ready' AND m.not_before = 9007199254740991 AND (l.running_max IS NULL OR l.active < l.running_max)",
+        ),
+        (
             "an org has an owner among its members",
             "SELECT 1 FROM orgs o WHERE NOT EXISTS (SELECT 1 FROM org_members m WHERE m.org_id = o.org_id AND m.role = 'owner') AND o.deleting_at IS NULL",
         ),

@@ -30,6 +30,8 @@ mod flaws;
 const HOSTS: usize = 4;
 const TTL_MS: u64 = 250;
 const ORG_RUNNING_MAX: usize = 5;
+/// Of zeta's one agent; acme's has no bound of its own.
+const AGENT_RUNNING_MAX: u32 = 3;
 const ATTEMPTS_MAX: u32 = 40;
 
 /// What all hosts know of the history together.
@@ -357,7 +359,7 @@ struct Known {
 }
 
 /// What no moment may show. Each is one statement: one moment.
-const SAMPLES: [(&str, &str); 4] = [
+const SAMPLES: [(&str, &str); 6] = [
     (
         "an org's load is its markers",
         "SELECT 1 FROM (SELECT org_id, count(*) FILTER (WHERE state = 'waiting') AS waiting, count(*) FILTER (WHERE state = 'ready') AS ready,
@@ -365,6 +367,16 @@ const SAMPLES: [(&str, &str); 4] = [
           WHERE (coalesce(m.waiting, 0), coalesce(m.ready, 0), coalesce(m.running, 0)) IS DISTINCT FROM (l.waiting, l.ready, l.running)",
     ),
     ("O3: no more run than the org's bound allows", "SELECT 1 FROM turn_markers WHERE state = 'running' GROUP BY org_id HAVING count(*) > 5"),
+    (
+        "O3: no more of an agent's run or may start than its bound allows",
+        "SELECT 1 FROM agent_load l WHERE l.running_max < (SELECT count(*) FROM turn_markers m WHERE m.org_id = l.org_id AND m.agent_id = l.agent_id
+           AND m.state <> 'waiting' AND m.not_before < 9007199254740991)",
+    ),
+    (
+        "O3: what is held has no room",
+        "SELECT 1 FROM turn_markers m JOIN agent_load l USING (org_id, agent_id)
+          WHERE m.state = 'ready' AND m.not_before = 9007199254740991 AND l.active < l.running_max",
+    ),
     (
         "T9: nobody overtakes, and nobody is stranded",
         "SELECT 1 FROM turn_markers w WHERE state = 'waiting' AND NOT EXISTS (SELECT 1 FROM turn_markers a WHERE a.org_id = w.org_id
@@ -395,7 +407,8 @@ async fn torture(database: &Database, time: Duration) -> Ledger {
         first.create_org(&org(id), &user("root"), Timestamp(0), &by()).await.unwrap();
         let wasm = bytes::Bytes::from_static(b"x");
         first.put_worker(&org(id), &worker(), [7; 32], wasm, vec![], 1.0, 3, 2, Timestamp(0), &by()).await.unwrap();
-        let settings = crate::agent::AgentSettings::of(worker());
+        let mut settings = crate::agent::AgentSettings::of(worker());
+        settings.limits.running_max = (id == "zeta").then_some(AGENT_RUNNING_MAX);
         first.put_agent(&org(id), &agent(), settings, 3, Timestamp(0), &by()).await.unwrap();
     }
     let until = Instant::now() + time;

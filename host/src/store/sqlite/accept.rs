@@ -4,6 +4,7 @@
 use rusqlite::{OptionalExtension, params};
 use uuid::Uuid;
 
+use super::agent_load::HELD;
 use super::claim::{Start, parsed};
 use super::commit::Ending;
 use super::counts::Stage;
@@ -12,6 +13,7 @@ use crate::admission::{self, Decision, Facts, QueueBounds};
 use crate::gate::{self, Grant, SessionMode};
 use crate::ids::{AgentId, ConversationId, OrgId, TurnId};
 use crate::lease::Lease;
+use crate::quota::Exceeded;
 use crate::store::{Accept, AcceptResult, Claimed, Collect, Ended, Head};
 use crate::turn::{CancelledBy, Outcome};
 
@@ -108,6 +110,7 @@ impl Tx<'_> {
             _ => accept.user.clone(),
         };
         let limited = self.limited(org)?;
+        let load = self.agent_load(org, agent)?;
         let bounds = QueueBounds {
             org_queue_max: limited.own.queue_max.map_or(accept.bounds.org_queue_max, |max| max as usize),
             ..accept.bounds
@@ -122,6 +125,7 @@ impl Tx<'_> {
             lane_active: None,
             joins: None,
             exceeded: None,
+            agent_queue: load.as_ref().and_then(|load| Some((load.live as usize, load.own.queue_max? as usize))),
             org_live: self.counts.org(org).live(),
             host_live: self.counts.host().live(),
         };
@@ -139,7 +143,10 @@ impl Tx<'_> {
             _ => None,
         };
         facts.joins = open.as_ref().map(|(turn, _)| *turn);
-        let exceeded = limited.meters.exceeded(&self.quota.narrowed(&limited.own), self.now);
+        let exceeded = limited.meters.exceeded(&self.quota.narrowed(&limited.own), self.now).or_else(|| {
+            let load = load.as_ref()?;
+            load.meters.exceeded(&load.quota(), self.now).map(Exceeded::of_the_agent)
+        });
         // What was accepted before is not refused: this is the journal's own retry.
         if exceeded.is_some() && !self.is_known(org, turn)? {
             facts.exceeded = exceeded;
@@ -152,6 +159,7 @@ impl Tx<'_> {
                 self.join(accept, turn, &message)?;
                 self.refer(accept, turn, user.as_str())?;
                 self.take_token(org)?;
+                self.agent_takes(org, agent, None)?;
                 return Ok(AcceptResult::Joined(turn));
             }
             Ok(Decision::Accept { interrupt }) => interrupt,
@@ -167,10 +175,12 @@ impl Tx<'_> {
         let behind = facts.lane_live > 0 && !interrupt;
         let seq = laned.map(|_| lane.as_ref().map_or(FIRST_SEQ, |lane| lane.next_seq));
         let grant = gate::decide(envelope);
+        let held = !behind && self.agent_load(org, agent)?.is_some_and(|load| load.is_full());
 
         let start = match accept.claim_for {
             Some((holder, bound))
                 if !behind
+                    && !held
                     && grant.is_ok()
                     && self.has_room(org, bound.0)?
                     && self.may_claim(holder)?
@@ -186,6 +196,7 @@ impl Tx<'_> {
             (None, false) => Stage::Ready,
         };
         let deadline = self.now.plus_ms(match stage {
+            _ if held => accept.clocks.queue_timeout_ms,
             Stage::Waiting => accept.clocks.queue_timeout_ms,
             Stage::Ready => accept.clocks.admission_timeout_ms,
             Stage::Running => accept.clocks.turn_timeout_ms,
@@ -215,6 +226,7 @@ impl Tx<'_> {
             return Ok(AcceptResult::Attached(turn));
         }
         self.take_token(org)?;
+        self.agent_takes(org, agent, Some(!behind && !held))?;
         let mut head_run = None;
         if let (Some(conversation), Some(seq)) = (laned, seq) {
             head_run = self.take_place(accept, conversation, lane.as_ref(), seq)?;
@@ -234,7 +246,7 @@ impl Tx<'_> {
             epoch,
             accept.attempts_max,
             start.as_ref().map(|start| start.holder.as_bytes()),
-            self.now.0,
+            if held { HELD.0 } else { self.now.0 },
             deadline.0,
             millis(accept.clocks.admission_timeout_ms),
             millis(accept.clocks.turn_timeout_ms),

@@ -12,6 +12,7 @@ use crate::agent::{Agent, AgentSettings};
 use crate::audit::{Act, Actor};
 use crate::clock::Timestamp;
 use crate::ids::{AgentId, OrgId, WorkerName};
+use crate::quota::OwnLimits;
 use crate::store::{Deleted, Page, PutAgent, PutWorker, Result, StoreError, WorkerVersion};
 
 statements! {
@@ -275,7 +276,7 @@ impl Tx<'_> {
     }
 
     pub(super) fn put_agent(
-        &self,
+        &mut self,
         org: &OrgId,
         agent: &AgentId,
         mut settings: AgentSettings,
@@ -314,6 +315,10 @@ impl Tx<'_> {
             json,
             self.now.0
         ])?;
+        let before = known.as_ref().map(|known| known.settings.limits.own()).unwrap_or_default();
+        if settings.limits.own() != before {
+            self.limit_agent(org, agent, &settings.limits.own())?;
+        }
         let (revision, created_at) =
             known.as_ref().map_or((1, self.now), |known| (known.revision + 1, known.created_at));
         let stored = Agent { id: agent.clone(), settings, revision, created_at, updated_at: self.now };
@@ -356,7 +361,7 @@ impl Tx<'_> {
         found.map(|id| id.parse().map_err(|error: crate::ids::InvalidId| Fault::Corrupt(error.to_string()))).transpose()
     }
 
-    pub(super) fn delete_agent(&self, org: &OrgId, agent: &AgentId, by: &Actor) -> Tried<Deleted> {
+    pub(super) fn delete_agent(&mut self, org: &OrgId, agent: &AgentId, by: &Actor) -> Tried<Deleted> {
         let key = params![org.as_str(), agent.as_str()];
         let conversation: Option<String> =
             self.conn.prepare_cached(AGENT_CONVERSATION)?.query_row(key, |row| row.get(0)).optional()?;
@@ -367,6 +372,7 @@ impl Tx<'_> {
         if self.conn.prepare_cached(AGENT_DELETE)?.execute(key)? == 0 {
             return Ok(Deleted::NotFound);
         }
+        self.limit_agent(org, agent, &OwnLimits::default())?;
         self.note(Some(org), &Act::agent_delete(agent, default), by)?;
         Ok(Deleted::Done)
     }

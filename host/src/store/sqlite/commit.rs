@@ -5,6 +5,7 @@ use rusqlite::{OptionalExtension, params};
 use uuid::Uuid;
 
 use super::accept::uuid;
+use super::agent_load::HELD;
 use super::claim::parsed;
 use super::counts::Stage;
 use super::writer::{Fault, Tried, Tx};
@@ -21,7 +22,7 @@ const TAIL_BYTES_MAX: usize = 16 * 1024;
 statements! {
     /// The marker decides; epoch and permit are tested against what it says now.
     COMMIT_ELECT = "-- commit_elect
-SELECT m.agent_id, m.conversation_id, m.run_id, m.mode, m.seq, m.state, m.epoch, m.attempt, t.accepted_at, t.worker, t.version
+SELECT m.agent_id, m.conversation_id, m.run_id, m.mode, m.seq, m.state, m.epoch, m.attempt, t.accepted_at, t.worker, t.version, m.not_before
   FROM turn_markers m JOIN turns t ON t.org_id = m.org_id AND t.turn_id = m.turn_id
  WHERE m.org_id = ?1 AND m.turn_id = ?2";
     COMMIT_TURN = "-- commit_turn
@@ -36,7 +37,7 @@ ON CONFLICT (org_id, turn_id, epoch, first_seq) DO NOTHING";
 DELETE FROM turn_markers WHERE org_id = ?1 AND turn_id = ?2 AND epoch = ?3";
     /// The lane's next, by place; its admission clock begins anew (T5).
     PROMOTE = "-- promote
-UPDATE turn_markers SET state = 'ready', not_before = ?4, deadline_at = ?4 + admission_ms
+UPDATE turn_markers SET state = 'ready', not_before = iif(?5, 9007199254740991, ?4), deadline_at = iif(?5, deadline_at, ?4 + admission_ms)
  WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3 AND state = 'waiting'
    AND seq = (SELECT min(w.seq) FROM turn_markers w WHERE w.org_id = ?1 AND w.agent_id = ?2 AND w.conversation_id = ?3 AND w.state = 'waiting')";
     /// The head, and which runs still have their bytes.
@@ -80,6 +81,8 @@ struct Elected {
     shares: bool,
     seq: Option<i64>,
     stage: Stage,
+    /// Ready, and its agent has no room for it.
+    held: bool,
     epoch: Epoch,
     attempt: u32,
     accepted_at: Timestamp,
@@ -137,6 +140,7 @@ impl Tx<'_> {
             shares: row.get_ref(3)?.as_str() == Ok("snapshot"),
             seq: row.get(4)?,
             stage,
+            held: stage == Stage::Ready && row.get::<_, i64>(11)? == HELD.0,
             epoch,
             attempt: row.get(7)?,
             accepted_at: Timestamp(row.get(8)?),
@@ -197,13 +201,27 @@ impl Tx<'_> {
         if let Some(usage) = ending.usage {
             self.use_cpu(org, usage.cpu_ms)?;
         }
-        let promoted = match (&elected.conversation, elected.seq, elected.stage) {
+        let load = self.agent_load(org, &elected.agent)?;
+        if let Some(mut load) = load.clone() {
+            load.live = load.live.saturating_sub(1);
+            load.active = load.active.saturating_sub(u64::from(elected.stage != Stage::Waiting && !elected.held));
+            if let Some(usage) = ending.usage {
+                let quota = load.quota();
+                load.meters.use_cpu(&quota, usage.cpu_ms, self.now);
+            }
+            self.set_agent_load(org, &elected.agent, &load)?;
+        }
+        let mut promoted = match (&elected.conversation, elected.seq, elected.stage) {
             // Mostly nobody waits, and then there is nobody to look for.
             (Some(conversation), Some(_), Stage::Ready | Stage::Running) if self.counts.org(org).waiting > 0 => {
                 self.promote(org, &elected.agent, conversation)?
             }
             _ => false,
         };
+        if load.is_some() {
+            // Also what was just made ready is held until there is room for it.
+            promoted = self.release_held(org, &elected.agent)?;
+        }
         Ok(Ended {
             org: org.clone(),
             turn,
@@ -217,13 +235,15 @@ impl Tx<'_> {
         })
     }
 
-    /// Makes the next turn of a lane ready that has no active one.
+    /// Makes the next turn of a lane ready that has no active one. Of an agent with bounds it is held, until [`Tx::release_held`] has found room.
     pub(super) fn promote(&mut self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) -> Tried<bool> {
+        let held = self.agent_load(org, agent)?.is_some();
         let promoted = self.conn.prepare_cached(PROMOTE)?.execute(params![
             org.as_str(),
             agent.as_str(),
             conversation.as_str(),
-            self.now.0
+            self.now.0,
+            held
         ])? == 1;
         if promoted {
             self.shift(org, Some(Stage::Waiting), Some(Stage::Ready));

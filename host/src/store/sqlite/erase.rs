@@ -58,6 +58,8 @@ DELETE FROM modules WHERE org_id = ?1 AND digest IN (SELECT digest FROM modules 
 DELETE FROM api_keys WHERE org_id = ?1 AND key_id IN (SELECT key_id FROM api_keys WHERE org_id = ?1 LIMIT ?2)";
     ERASE_LIMITS = "-- erase_limits
 DELETE FROM org_limits WHERE org_id = ?1 AND org_id IN (SELECT org_id FROM org_limits WHERE org_id = ?1 LIMIT ?2)";
+    ERASE_AGENT_LOAD = "-- erase_agent_load
+DELETE FROM agent_load WHERE org_id = ?1 AND agent_id IN (SELECT agent_id FROM agent_load WHERE org_id = ?1 LIMIT ?2)";
     ERASE_MEMBERS = "-- erase_members
 DELETE FROM org_members WHERE org_id = ?1 AND user_id IN (SELECT user_id FROM org_members WHERE org_id = ?1 LIMIT ?2)";
     ERASE_AUDIT = "-- erase_audit
@@ -80,6 +82,7 @@ const ERASE: &[&str] = &[
     ERASE_CONVERSATION_NOTES,
     ERASE_CONVERSATIONS,
     ERASE_AGENTS,
+    ERASE_AGENT_LOAD,
     ERASE_WORKER_VERSIONS,
     ERASE_MODULES,
     ERASE_API_KEYS,

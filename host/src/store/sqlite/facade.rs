@@ -20,8 +20,8 @@ use crate::lease::Lease;
 use crate::notes::NotesChange;
 use crate::quota::{LimitsChange, OwnLimits};
 use crate::store::{
-    Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, KeyRecord, LiveCounts, Member,
-    Membership, OrgRecord, OrgUse, Page, Progress, Provisioned, PutAgent, PutAttachment, PutMember, PutWorker,
+    AgentUse, Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, KeyRecord, LiveCounts,
+    Member, Membership, OrgRecord, OrgUse, Page, Progress, Provisioned, PutAgent, PutAttachment, PutMember, PutWorker,
     RemoveMember, Result, Retained, Retention, SnapshotPlace, SnapshotRecord, Starter, Store, StoreStatus,
     SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
 };
@@ -395,6 +395,11 @@ impl Store for SqliteStore {
     ) -> Result<Option<OwnLimits>> {
         let (org, change, by) = (org.clone(), *change, by.clone());
         self.write_with(now, move |tx| tx.set_limits(&org, &change, &by)).await
+    }
+
+    async fn agent_use(&self, org: &OrgId, agent: &AgentId, now: Timestamp) -> Result<Option<AgentUse>> {
+        let (org, agent) = (org.clone(), agent.clone());
+        self.write_with(now, move |tx| tx.agent_load(&org, &agent)).await
     }
 
     async fn org_use(&self, org: &OrgId, now: Timestamp) -> Result<Option<OrgUse>> {

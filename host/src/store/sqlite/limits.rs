@@ -13,7 +13,7 @@ use crate::store::{LiveCounts, OrgUse};
 
 statements! {
     LIMITS = "-- limits
-SELECT submits_per_second, submit_burst, running_max, queue_max, cpu_ms_per_hour, tokens, tokens_at, cpu_ms, cpu_hour
+SELECT submits_per_second, submit_burst, running_max, queue_max, cpu_ms_per_hour, tokens, tokens_at, cpu_ms, cpu_hour, limited_agents
   FROM org_limits WHERE org_id = ?1";
     LIMITS_SET = "-- limits_set
 INSERT INTO org_limits (org_id, submits_per_second, submit_burst, running_max, queue_max, cpu_ms_per_hour) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
@@ -29,6 +29,8 @@ ON CONFLICT (org_id) DO UPDATE SET tokens = excluded.tokens, tokens_at = exclude
 pub(super) struct Limited {
     pub(super) own: OwnLimits,
     pub(super) meters: Meters,
+    /// How many of its agents have bounds of their own.
+    pub(super) agents: u32,
 }
 
 impl Tx<'_> {
@@ -49,6 +51,7 @@ impl Tx<'_> {
                     cpu_ms_per_hour: row.get::<_, Option<i64>>(4)?.map(i64::unsigned_abs),
                 },
                 meters: Meters { bucket, cpu_ms: row.get(7)?, cpu_hour: row.get(8)? },
+                agents: row.get(9)?,
             })
         });
         let found = found.optional()?.unwrap_or_default();
@@ -120,7 +123,7 @@ impl Tx<'_> {
         if !self.conn.prepare_cached(super::keys::ORG_KNOWN)?.exists(params![org.as_str()])? {
             return Ok(None);
         }
-        let Limited { own, meters } = self.limited(org)?;
+        let Limited { own, meters, .. } = self.limited(org)?;
         let live = self.counts.org(org);
         let live = LiveCounts { waiting: live.waiting as u64, ready: live.ready as u64, running: live.running as u64 };
         Ok(Some(OrgUse { own, meters, live, at: self.now }))

@@ -25,7 +25,7 @@ SELECT 1 FROM worker_versions w WHERE w.org_id = ?1 AND w.worker = ?2
 
 impl Tx<'_> {
     pub(super) fn provision_org(
-        &self,
+        &mut self,
         org: &OrgId,
         owner: &UserId,
         starter: &Starter,
@@ -44,7 +44,7 @@ impl Tx<'_> {
         Ok(Provisioned { created, owner_set, owner_joined, default })
     }
 
-    fn provide_default(&self, org: &OrgId, starter: &Starter, by: &Actor) -> Tried<DefaultAgent> {
+    fn provide_default(&mut self, org: &OrgId, starter: &Starter, by: &Actor) -> Tried<DefaultAgent> {
         let key = params![org.as_str()];
         let before =
             self.conn.prepare_cached(ORG_PROVISIONED)?.query_row(key, |row| row.get::<_, bool>(0)).optional()?;
@@ -69,7 +69,7 @@ impl Tx<'_> {
     }
 
     /// `None`: the org has as many agents or workers as it may.
-    fn make_default(&self, org: &OrgId, starter: &Starter, by: &Actor) -> Tried<Option<DefaultAgent>> {
+    fn make_default(&mut self, org: &OrgId, starter: &Starter, by: &Actor) -> Tried<Option<DefaultAgent>> {
         // Before the worker: one without its agent is of no use.
         if self.agents(org)? >= starter.agents_max {
             return Ok(None);

@@ -14,7 +14,7 @@ use crate::store::{Overdue, OverdueReason, Result, StoreError, SweepFindings};
 
 statements! {
     SWEEP_DEADLINES = "-- sweep_deadlines
-SELECT org_id, turn_id, epoch, state FROM turn_markers WHERE deadline_at <= ?1 ORDER BY deadline_at LIMIT ?2";
+SELECT org_id, turn_id, epoch, iif(state = 'ready' AND not_before = 9007199254740991, 'waiting', state) FROM turn_markers WHERE deadline_at <= ?1 ORDER BY deadline_at LIMIT ?2";
     /// What the dead held and may not be run again.
     SWEEP_LOST = "-- sweep_lost
 SELECT m.org_id, m.turn_id, m.epoch, iif(m.effects, 'host_lost', 'attempts_exhausted')
@@ -103,6 +103,7 @@ impl Tx<'_> {
         for (org, agent, conversation) in stuck {
             let lane = params![org.as_str(), agent.as_str(), conversation.as_str()];
             if !self.conn.prepare_cached(SWEEP_ACTIVE)?.exists(lane)? && self.promote(org, agent, conversation)? {
+                self.release_held(org, agent)?;
                 tracing::error!(%org, %agent, %conversation, "a conversation's next turn had not been made ready");
             }
         }

@@ -148,6 +148,7 @@ impl Protocol {
             lane_live: live.len(),
             lane_active: active.map(|(turn, _)| *turn),
             exceeded: self.meters.get(&accept.org).and_then(|meters| meters.exceeded(&QUOTA, Timestamp(self.now))),
+            agent_queue: None,
             org_live: self.markers.values().filter(|marker| marker.org == accept.org).count(),
             host_live: self.markers.len(),
         };

@@ -1,7 +1,7 @@
 //! The second wall: each method that names an org, tried as if it had another org's wall around it; what the wall is made of; and who stands where.
 
 use super::*;
-use crate::agent::AgentSettings;
+use crate::agent::{AgentLimits, AgentSettings};
 use crate::attachment::{Attachment, Pieces};
 use crate::audit::{Act, Actor, AuditFilter, Verb};
 use crate::caller::{Role, Scopes};
@@ -90,7 +90,8 @@ async fn furnish(world: &World) -> crate::ids::TurnId {
     }
     world.upload(&acme, &name::<WorkerName>("spare"), MODULE).await;
     for (agent, default) in [("spare", false), ("default", true)] {
-        let settings = AgentSettings { default, ..AgentSettings::of(worker()) };
+        let limits = AgentLimits { queue_max: default.then_some(9), ..AgentLimits::default() };
+        let settings = AgentSettings { default, limits, ..AgentSettings::of(worker()) };
         let put = world.store.put_agent(&acme, &name(agent), settings, 9, world.now(), &by()).await.unwrap();
         assert!(matches!(put, PutAgent::Stored { .. }), "{put:?}");
     }
@@ -130,6 +131,7 @@ async fn tried(world: &World, ended: crate::ids::TurnId, method: &str) -> Result
             let change = LimitsChange { running_max: Some(Some(5)), ..LimitsChange::default() };
             store.set_org_limits(of, &change, now, who).await?.is_some()
         }
+        "agent_use" => store.agent_use(of, &name("default"), now).await?.is_some(),
         "org_use" => store.org_use(of, now).await?.is_some(),
         "members" => !store.members(of, None, 9).await?.items.is_empty(),
         "role" => store.role(of, &user("leaving")).await?.is_some(),

@@ -85,6 +85,18 @@ const FLAWS: &[Flaw] = &[
         to: "CONTINUE WHEN i IS NULL;",
     },
     Flaw {
+        what: "a message does not ask for its agent's bound",
+        function: "write_batch",
+        from: "v_held := NOT v_behind AND coalesce(v_held, false);",
+        to: "v_held := false;",
+    },
+    Flaw {
+        what: "an end lets nobody go who is held",
+        function: "end_turns",
+        from: "o.freed := release_held(p_now, r.org, r.agent_id) > 0;",
+        to: "",
+    },
+    Flaw {
         what: "a fused start does not ask who is before it",
         function: "write_batch",
         from: "AND NOT v_behind AND NOT v_refused",

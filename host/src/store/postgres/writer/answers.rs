@@ -10,7 +10,7 @@ use crate::clock::Timestamp;
 use crate::gate::{Envelope, GateRefusal, SessionMode};
 use crate::ids::{OrgId, RunId, TurnId, WorkerName};
 use crate::lease::Lease;
-use crate::quota::{Exceeded, LimitName};
+use crate::quota::{Exceeded, LimitName, LimitOf};
 use crate::store::{
     Accept, AcceptResult, Claimed, CommitResult, Ended, Fenced, Head, Result, Snapshot, Write, Written,
 };
@@ -91,6 +91,9 @@ fn refusal(row: &PgRow) -> Result<Refusal, sqlx::Error> {
         "org_queue_full" => Refusal::OrgQueueFull { max: row.try_get::<f64, _>("limit_max")? as usize },
         "cpu_ms_per_hour" => Refusal::Exceeded(exceeded(LimitName::CpuMsPerHour, row)?),
         "submits_per_second" => Refusal::Exceeded(exceeded(LimitName::SubmitsPerSecond, row)?),
+        "agent_queue_full" => Refusal::AgentQueueFull { max: row.try_get::<f64, _>("limit_max")? as usize },
+        "agent_cpu_ms_per_hour" => Refusal::Exceeded(exceeded(LimitName::CpuMsPerHour, row)?.of_the_agent()),
+        "agent_submits_per_second" => Refusal::Exceeded(exceeded(LimitName::SubmitsPerSecond, row)?.of_the_agent()),
         "host_queue_full" => Refusal::HostQueueFull,
         other => return Err(odd(format!("{other:?} is no refusal"))),
     })
@@ -98,7 +101,7 @@ fn refusal(row: &PgRow) -> Result<Refusal, sqlx::Error> {
 
 fn exceeded(limit: LimitName, row: &PgRow) -> Result<Exceeded, sqlx::Error> {
     let wait_ms: Option<i64> = row.try_get("wait_ms")?;
-    Ok(Exceeded { limit, max: row.try_get("limit_max")?, wait_ms: wait_ms.map(i64::unsigned_abs) })
+    Ok(Exceeded { of: LimitOf::Org, limit, max: row.try_get("limit_max")?, wait_ms: wait_ms.map(i64::unsigned_abs) })
 }
 
 /// A turn that was accepted and started in one write: what the host has just sent does not come back.
