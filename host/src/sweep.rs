@@ -125,7 +125,7 @@ pub fn failure(why: OverdueReason, limits: &Limits) -> Failure {
     match why {
         OverdueReason::QueueTimeout => Failure::new(
             FailureCode::QueueTimeout,
-            "the turn waited behind other turns of its conversation for its whole limits.queue_timeout_ms; send it again, or with on_busy: interrupt",
+            "the turn waited behind other turns of its conversation, or for its agent's limits.running_max, for its whole limits.queue_timeout_ms; send it again, or with on_busy: interrupt",
         ),
         OverdueReason::AdmissionTimeout => Failure::new(
             FailureCode::AdmissionTimeout,

@@ -13,6 +13,7 @@ mod parts;
 mod peers;
 mod replicas;
 mod report;
+mod tenants;
 mod throughput;
 mod waiting;
 
@@ -43,7 +44,7 @@ pub struct Options {
     /// Write the figures to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Only rows with this in their names: parts, echo, snapshot, pool, deadline, waiting, modules, history, postgres, peers
+    /// Only rows with this in their names: parts, echo, snapshot, pool, deadline, tenants, waiting, modules, history, postgres, peers
     #[arg(long, value_name = "ROW")]
     only: Option<String>,
 }
@@ -87,6 +88,7 @@ pub async fn run(options: Options) -> Result<ExitCode> {
     throughput::run(&mut bench).await?;
     throughput::pool(&mut bench).await?;
     deadline::run(&mut bench).await?;
+    tenants::run(&mut bench).await?;
     waiting::run(&mut bench).await?;
     modules::run(&mut bench).await?;
     history::run(&mut bench).await?;

@@ -29,6 +29,7 @@ const HTTP_JSON: &str = "parts: HTTP, JSON, 64 clients";
 const HTTP_STREAM: &str = "parts: HTTP, a turn's stream, 64 clients";
 const STORE: &str = "parts: the store's batches of 64";
 const STORE_SNAPSHOT: &str = "parts: the same with a snapshot of 8 KiB";
+const AUTH: &str = "parts: who is calling and what is theirs, one thread";
 const SYNC: &str = "parts: one fdatasync of 4 KiB";
 const CLIENTS: usize = 64;
 /// As in a host's configuration when nothing is set.
@@ -43,7 +44,13 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
     let http: Vec<_> = http.collect();
     let stores = [(STORE, "0"), (STORE_SNAPSHOT, "8192")].into_iter().filter(|(row, _)| bench.wants(row));
     let stores: Vec<_> = stores.collect();
-    if http.is_empty() && stores.is_empty() && !bench.wants(INSTANCE) && !bench.wants(RAW) && !bench.wants(SYNC) {
+    if http.is_empty()
+        && stores.is_empty()
+        && !bench.wants(INSTANCE)
+        && !bench.wants(RAW)
+        && !bench.wants(AUTH)
+        && !bench.wants(SYNC)
+    {
         return Ok(());
     }
     let example = |wanted: bool, name: &str| {
@@ -53,6 +60,7 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
         .into_iter()
         .map(|(row, name)| anyhow::Ok((row, example(bench.wants(row), name)?)))
         .collect::<Result<Vec<_>>>()?;
+    let auth = example(bench.wants(AUTH), "raw_auth")?;
     let store = example(!stores.is_empty(), "raw_store")?;
     let server = if http.is_empty() { None } else { Some(RawHttp::start().await?) };
     for run in 0..bench.runs {
@@ -64,6 +72,10 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
             let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get).to_string();
             let arguments = [wasm.as_os_str(), seconds.as_ref(), KEEP_RESIDENT_KIB.as_ref(), cores.as_ref()];
             bench.report.add(row, "rate", "turns/s", measure(bench, program, &arguments).await?);
+        }
+        if let Some(program) = &auth {
+            let seconds = (bench.run.as_secs_f64().ceil() as u64).to_string();
+            bench.report.add(AUTH, "rate", "checks/s", measure(bench, program, &[seconds.as_ref()]).await?);
         }
         if let Some(server) = &server {
             for (row, path) in &http {
@@ -162,6 +174,11 @@ pub fn ratios(report: &Report) -> Vec<(String, f64)> {
         if let Some(rate) = rate {
             ratios.push((format!("echo, 64 clients ÷ {row}"), whole / rate));
         }
+    }
+    if let Some(checks) = report.median(AUTH, "rate") {
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get) as f64;
+        let share = whole / checks / cores;
+        ratios.push(("authentication and ownership, of all that a turn costs (goal: < 0.05)".to_owned(), share));
     }
     if let (Some(sandbox), Some(alone)) = (report.median(INSTANCE, "rate"), report.median(RAW, "rate")) {
         ratios
