@@ -435,7 +435,7 @@ async fn a_newer_schema_is_refused() {
     let conn = rusqlite::Connection::open(dir.path().join("data").join(DATABASE)).unwrap();
     conn.execute("INSERT INTO _sqlx_migrations VALUES (99, 'later', 0, 1, x'00', 0)", []).unwrap();
     drop(conn);
-    let Err(StoreError::NewerSchema { found: 99, known: 11 }) = SqliteStore::open(options(&dir)).await else {
+    let Err(StoreError::NewerSchema { found: 99, known: 12 }) = SqliteStore::open(options(&dir)).await else {
         panic!("opened a newer schema")
     };
 }
