@@ -65,6 +65,10 @@ pub struct AgentLimits {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1)]
     pub cpu_ms_per_hour: Option<u64>,
+    /// Bytes of its turns and snapshots, as last measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub storage_bytes_max: Option<u64>,
 }
 
 /// Counts over this are no bounds.
@@ -79,6 +83,7 @@ impl AgentLimits {
             running_max: self.running_max,
             queue_max: self.queue_max,
             cpu_ms_per_hour: self.cpu_ms_per_hour,
+            storage_bytes_max: self.storage_bytes_max,
         }
     }
 
@@ -99,8 +104,11 @@ impl AgentLimits {
                 return says(&format!("{name} must be {min} to {COUNT_MAX}; leave it out for any number"));
             }
         }
-        if self.cpu_ms_per_hour.is_some_and(|ms| ms == 0 || i64::try_from(ms).is_err()) {
-            return says("cpu_ms_per_hour must be at least 1; leave it out for any number");
+        for (name, value) in [("cpu_ms_per_hour", self.cpu_ms_per_hour), ("storage_bytes_max", self.storage_bytes_max)]
+        {
+            if value.is_some_and(|value| value == 0 || i64::try_from(value).is_err()) {
+                return says(&format!("{name} must be at least 1; leave it out for any number"));
+            }
         }
         Ok(())
     }

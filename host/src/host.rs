@@ -149,6 +149,7 @@ impl Host {
         background(Box::pin(dispatch.clone().claim_ready()));
         background(Box::pin(supervisor::supervise(dispatch.clone(), tasks.clone())));
         background(Box::pin(sweep::sweep(dispatch.clone(), store.clone())));
+        background(Box::pin(sweep::measure(dispatch.clone(), store.clone())));
         background(Box::pin(erase::erase(dispatch.clone(), store.clone())));
         background(Box::pin(replica::renew(dispatch.clone(), store.clone(), registered)));
         background(Box::pin(replica::follow_time(dispatch.clone(), store.clone())));

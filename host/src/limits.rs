@@ -104,6 +104,8 @@ limits! {
     org_submit_burst: u32 = 0;
     /// Milliseconds of guests' processor time of one org an hour. 0: any number.
     org_cpu_ms_per_hour: u64 = 0;
+    /// Bytes of one org's turns, events, snapshots, attachments and modules, as last measured. 0: any number.
+    org_storage_bytes_max: u64 = 50 << 30;
     /// Live turns of the host.
     host_queue_max: usize = 100_000;
     /// Running turns of one org.

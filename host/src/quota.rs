@@ -15,6 +15,15 @@ use crate::store::{AgentUse, OrgUse};
 /// Processor time is counted by the hour of the clock.
 pub const WINDOW_MS: i64 = 3_600_000;
 
+/// How often it is measured what an org has stored.
+pub const MEASURED_EVERY_MS: u64 = 600_000;
+
+/// The same of one that has stored as much as it may.
+pub const FULL_MEASURED_EVERY_MS: u64 = 60_000;
+
+/// What a turn takes beside its message, its reply and its events.
+pub const TURN_BYTES: i64 = 512;
+
 macro_rules! own_limits {
     ($($(#[$doc:meta])* $variant:ident $name:ident: $kind:ty, $text:literal;)*) => {
         /// A limit of an org.
@@ -76,6 +85,8 @@ own_limits! {
     QueueMax queue_max: u32, "queue_max";
     /// Milliseconds of guests' processor time an hour. 0: any number.
     CpuMsPerHour cpu_ms_per_hour: u64, "cpu_ms_per_hour";
+    /// Bytes that may be stored. 0: any number.
+    StorageBytesMax storage_bytes_max: u64, "storage_bytes_max";
 }
 
 /// The limits that meters are held against, as they are for an org.
@@ -87,6 +98,8 @@ pub struct Quota {
     pub submit_burst: u32,
     /// 0: any number.
     pub cpu_ms_per_hour: u64,
+    /// 0: any number.
+    pub storage_bytes_max: u64,
 }
 
 impl From<&Limits> for Quota {
@@ -96,13 +109,15 @@ impl From<&Limits> for Quota {
             submits_per_second: limits.org_submits_per_second,
             submit_burst: limits.org_submit_burst,
             cpu_ms_per_hour: limits.org_cpu_ms_per_hour,
+            storage_bytes_max: limits.org_storage_bytes_max,
         }
     }
 }
 
 impl Quota {
     /// Any number of anything.
-    pub const NONE: Quota = Quota { submits_per_second: 0.0, submit_burst: 0, cpu_ms_per_hour: 0 };
+    pub const NONE: Quota =
+        Quota { submits_per_second: 0.0, submit_burst: 0, cpu_ms_per_hour: 0, storage_bytes_max: 0 };
 
     /// What holds for an org with limits of its own.
     #[must_use]
@@ -111,6 +126,7 @@ impl Quota {
             submits_per_second: own.submits_per_second.unwrap_or(self.submits_per_second),
             submit_burst: own.submit_burst.unwrap_or(self.submit_burst),
             cpu_ms_per_hour: own.cpu_ms_per_hour.unwrap_or(self.cpu_ms_per_hour),
+            storage_bytes_max: own.storage_bytes_max.unwrap_or(self.storage_bytes_max),
         }
     }
 
@@ -130,6 +146,8 @@ pub struct Meters {
     pub cpu_ms: f64,
     /// Hours since 1970.
     pub cpu_hour: i64,
+    /// What was stored when that was last measured.
+    pub storage_bytes: u64,
 }
 
 /// Whose limit.
@@ -195,6 +213,10 @@ impl Meters {
             let wait_ms = Some(window_end(now).since_ms(now));
             return Some(Exceeded { of: LimitOf::Org, limit: LimitName::CpuMsPerHour, max: cpu_max, wait_ms });
         }
+        if quota.storage_bytes_max > 0 && self.storage_bytes >= quota.storage_bytes_max {
+            let (limit, max) = (LimitName::StorageBytesMax, quota.storage_bytes_max as f64);
+            return Some(Exceeded { of: LimitOf::Org, limit, max, wait_ms: Some(FULL_MEASURED_EVERY_MS) });
+        }
         let tokens = self.tokens(quota, now);
         if quota.submits_per_second > 0.0 && tokens < 1.0 {
             let wait_ms = Some(((1.0 - tokens) * 1_000.0 / quota.submits_per_second).ceil() as u64);
@@ -251,6 +273,8 @@ pub struct Allowed {
     pub queue_max: u32,
     /// Milliseconds of guests' processor time in an hour of the clock.
     pub cpu_ms_per_hour: Option<u64>,
+    /// Bytes that may be stored.
+    pub storage_bytes_max: Option<u64>,
 }
 
 /// What an org has used.
@@ -267,6 +291,8 @@ pub struct Used {
     /// When this hour ends.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub cpu_resets_at: Option<Timestamp>,
+    /// Bytes that are stored, as last measured: every ten minutes, and every minute while that is as much as may be.
+    pub storage_bytes: Option<u64>,
 }
 
 impl Standing {
@@ -275,6 +301,7 @@ impl Standing {
         let quota = Quota::from(limits).narrowed(&org.own);
         let bound = |own: Option<u32>, host: usize| own.unwrap_or(u32::try_from(host).unwrap_or(u32::MAX));
         let (paced, timed) = (quota.submits_per_second > 0.0, quota.cpu_ms_per_hour > 0);
+        let stored = quota.storage_bytes_max > 0;
         Standing {
             limits: Allowed {
                 submits_per_second: paced.then_some(quota.submits_per_second),
@@ -282,6 +309,7 @@ impl Standing {
                 running_max: bound(org.own.running_max, limits.org_running_max),
                 queue_max: bound(org.own.queue_max, limits.org_queue_max),
                 cpu_ms_per_hour: timed.then_some(quota.cpu_ms_per_hour),
+                storage_bytes_max: stored.then_some(quota.storage_bytes_max),
             },
             used: Used {
                 running: org.live.running,
@@ -289,6 +317,7 @@ impl Standing {
                 submits_left: paced.then(|| org.meters.tokens(&quota, org.at).floor()),
                 cpu_ms: timed.then(|| org.meters.cpu_ms(org.at)),
                 cpu_resets_at: timed.then(|| window_end(org.at)),
+                storage_bytes: stored.then_some(org.meters.storage_bytes),
             },
         }
     }
@@ -316,6 +345,8 @@ pub struct AgentAllowed {
     pub queue_max: Option<u32>,
     /// Milliseconds of guests' processor time in an hour of the clock.
     pub cpu_ms_per_hour: Option<u64>,
+    /// Bytes that may be stored.
+    pub storage_bytes_max: Option<u64>,
 }
 
 /// What an agent has used.
@@ -332,6 +363,8 @@ pub struct AgentUsed {
     /// When this hour ends.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub cpu_resets_at: Option<Timestamp>,
+    /// Bytes that are stored, as last measured: every ten minutes, and every minute while that is as much as may be.
+    pub storage_bytes: Option<u64>,
 }
 
 impl AgentStanding {
@@ -339,6 +372,7 @@ impl AgentStanding {
     pub fn of(own: &OwnLimits, used: Option<&AgentUse>) -> AgentStanding {
         let quota = Quota::NONE.narrowed(own);
         let (paced, timed) = (quota.submits_per_second > 0.0, quota.cpu_ms_per_hour > 0);
+        let stored = quota.storage_bytes_max > 0;
         AgentStanding {
             limits: AgentAllowed {
                 submits_per_second: own.submits_per_second,
@@ -346,6 +380,7 @@ impl AgentStanding {
                 running_max: own.running_max,
                 queue_max: own.queue_max,
                 cpu_ms_per_hour: own.cpu_ms_per_hour,
+                storage_bytes_max: own.storage_bytes_max,
             },
             used: AgentUsed {
                 running: used.map(|used| used.active),
@@ -353,6 +388,7 @@ impl AgentStanding {
                 submits_left: used.filter(|_| paced).map(|used| used.meters.tokens(&quota, used.at).floor()),
                 cpu_ms: used.filter(|_| timed).map(|used| used.meters.cpu_ms(used.at)),
                 cpu_resets_at: used.filter(|_| timed).map(|used| window_end(used.at)),
+                storage_bytes: used.filter(|_| stored).map(|used| used.meters.storage_bytes),
             },
         }
     }
@@ -362,7 +398,8 @@ impl AgentStanding {
 mod tests {
     use super::*;
 
-    const QUOTA: Quota = Quota { submits_per_second: 2.0, submit_burst: 3, cpu_ms_per_hour: 100 };
+    const QUOTA: Quota =
+        Quota { submits_per_second: 2.0, submit_burst: 3, cpu_ms_per_hour: 100, storage_bytes_max: 1_000 };
     /// A quarter past an hour.
     const NOW: Timestamp = Timestamp(10 * WINDOW_MS + WINDOW_MS / 4);
 
@@ -387,8 +424,9 @@ mod tests {
 
     #[test]
     fn what_is_not_limited_is_not_metered() {
-        let free = Quota { submits_per_second: 0.0, submit_burst: 0, cpu_ms_per_hour: 0 };
-        let mut meters = Meters { bucket: Some((0.0, NOW)), cpu_ms: 1e9, cpu_hour: NOW.0 / WINDOW_MS };
+        let free = Quota::NONE;
+        let mut meters =
+            Meters { bucket: Some((0.0, NOW)), cpu_ms: 1e9, cpu_hour: NOW.0 / WINDOW_MS, storage_bytes: u64::MAX };
         let before = meters;
         assert_eq!(meters.exceeded(&free, NOW), None);
         assert!(!meters.take_token(&free, NOW) && !meters.use_cpu(&free, 5.0, NOW));
@@ -406,6 +444,14 @@ mod tests {
         assert_eq!((meters.cpu_ms(next), meters.exceeded(&QUOTA, next)), (0.0, None));
         meters.use_cpu(&QUOTA, 1.0, next);
         assert_eq!(meters.cpu_ms(next), 1.0);
+    }
+
+    #[test]
+    fn what_is_stored_is_bounded_until_it_is_measured_again() {
+        let mut meters = Meters { storage_bytes: 999, ..Meters::default() };
+        assert_eq!(meters.exceeded(&QUOTA, NOW), None);
+        meters.storage_bytes = 1_000;
+        assert_eq!(meters.exceeded(&QUOTA, NOW), exceeded(LimitName::StorageBytesMax, 1_000.0, FULL_MEASURED_EVERY_MS));
     }
 
     #[test]

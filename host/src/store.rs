@@ -328,6 +328,9 @@ pub trait Store: Send + Sync + 'static {
     /// An org's own limits and what it uses. `None`: there is no such org.
     async fn org_use(&self, org: &OrgId, now: Timestamp) -> Result<Option<OrgUse>>;
 
+    /// Measures what one org has stored, and its agents that have limits: of those that have a limit, the one that was measured longest ago and long enough. `None`: there is none.
+    async fn measure_storage(&self, now: Timestamp) -> Result<Option<OrgId>>;
+
     /// What an agent with bounds of its own has used of them; `None`: it has none.
     async fn agent_use(&self, org: &OrgId, agent: &AgentId, now: Timestamp) -> Result<Option<AgentUse>>;
     /// Marks an org for deletion and ends its keys: from now on it is nobody's. `false`: there is no such org. Told in the host's own audit.

@@ -3,7 +3,7 @@
 //! The store only names such markers; each is ended through the one commit, which decides. What the sweep finds ready wakes the claimer.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::clock::Timestamp;
 use crate::dispatch::Dispatch;
@@ -29,6 +29,13 @@ const ATTACHMENTS_MAX: usize = 200;
 
 /// At most so many turns and logs of an org in one step of retention: some milliseconds of the store's time.
 const RETAIN_MAX: usize = 200;
+
+/// For so long orgs are looked at in one round in which nothing is old: ten thousand in some minutes.
+const RETAIN_FOR: Duration = Duration::from_millis(8);
+
+/// How often orgs are looked for whose storage is to be measured, and for how long they then are.
+const MEASURE_EVERY: Duration = Duration::from_secs(1);
+const MEASURE_FOR: Duration = Duration::from_millis(50);
 
 const DAY_MS: u64 = 86_400_000;
 
@@ -95,7 +102,27 @@ async fn drop_attachments(dispatch: &Dispatch, store: &dyn Store) {
     }
 }
 
-/// A step of retention: the next org, or the same again where there was more than a step's worth.
+/// Measures what orgs have stored, for ever: beside the sweep, since a large one takes seconds.
+pub async fn measure(dispatch: Arc<Dispatch>, store: Arc<dyn Store>) {
+    let mut ticks = tokio::time::interval(MEASURE_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let began = Instant::now();
+        loop {
+            match store.measure_storage(dispatch.clock.now()).await {
+                Ok(Some(_)) if began.elapsed() < MEASURE_FOR => {}
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "could not measure what an org has stored");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// A step of retention: org after org for a moment, and the same again where there was more than a step's worth.
 async fn retain(dispatch: &Dispatch, store: &dyn Store, after: &mut Option<OrgId>) {
     let since = |days: u32| {
         let age = u64::from(days).saturating_mul(DAY_MS);
@@ -109,14 +136,24 @@ async fn retain(dispatch: &Dispatch, store: &dyn Store, after: &mut Option<OrgId
     if keep == Retention::default() {
         return;
     }
-    match store.retain(after.as_ref(), keep, RETAIN_MAX).await {
-        Ok(done) => {
-            metrics::counter!("turnhouse_retained_rows_total").increment(done.rows as u64);
-            if done.rows < RETAIN_MAX {
-                *after = done.org;
+    let began = Instant::now();
+    loop {
+        match store.retain(after.as_ref(), keep, RETAIN_MAX).await {
+            Ok(done) => {
+                metrics::counter!("turnhouse_retained_rows_total").increment(done.rows as u64);
+                if done.rows < RETAIN_MAX {
+                    *after = done.org;
+                }
+                // Where little was to be done and others may be next.
+                if done.rows > 0 || after.is_none() || began.elapsed() > RETAIN_FOR {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "could not delete what is old");
+                return;
             }
         }
-        Err(error) => tracing::warn!(%error, "could not delete what is old"),
     }
 }
 

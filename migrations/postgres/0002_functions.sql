@@ -193,9 +193,9 @@ CREATE FUNCTION may_claim(p_now bigint, p_replica uuid) RETURNS boolean LANGUAGE
 AS $$ SELECT EXISTS (SELECT 1 FROM replicas WHERE replica_id = p_replica AND expires_at > p_now AND NOT draining) $$;
 
 -- p_now: NULL is the database's clock. p_orgs: whose items there are. p_host_live: live turns of all orgs, as the host last knew them. p_cursor: the org that
--- this host's claims served last. p_rate, p_burst, p_cpu_max: what an org may use that has no limit of its own; 0: any number.
+-- this host's claims served last. p_rate, p_burst, p_cpu_max, p_storage_max: what an org may use that has no limit of its own; 0: any number.
 CREATE FUNCTION write_batch(p_now bigint, p_orgs text[], p_items jsonb, p_bodies bytea[], p_snapshots_kept int, p_host_live bigint, p_cursor text,
-                            p_rate float8, p_burst int, p_cpu_max bigint)
+                            p_rate float8, p_burst int, p_cpu_max bigint, p_storage_max bigint)
 RETURNS SETOF written LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan SET jit = off AS $$
@@ -210,6 +210,7 @@ DECLARE
   v_running_max int[] := '{}'; v_queue_max int[] := '{}';
   v_rate float8[] := '{}'; v_burst float8[] := '{}'; v_tokens float8[] := '{}'; v_tokens_at bigint[] := '{}';
   v_cpu_max float8[] := '{}'; v_cpu float8[] := '{}'; v_cpu_hour bigint[] := '{}';
+  v_storage_max bigint[] := '{}'; v_storage bigint[] := '{}';
   v_limited int[] := '{}';              -- how many of their agents have bounds of their own
   v_hour bigint; v_have float8;
   ag record; v_agent boolean; v_agent_full boolean; v_agent_have float8;   -- the message's agent, if it has bounds
@@ -275,6 +276,7 @@ BEGIN
     v_burst := v_burst || greatest(1, coalesce(nullif(coalesce(l.submit_burst, p_burst), 0), ceil(v_have)));
     v_tokens := v_tokens || l.tokens; v_tokens_at := v_tokens_at || l.tokens_at;
     v_cpu_max := v_cpu_max || coalesce(l.cpu_ms_per_hour, p_cpu_max)::float8; v_cpu := v_cpu || l.cpu_ms; v_cpu_hour := v_cpu_hour || l.cpu_hour;
+    v_storage_max := v_storage_max || coalesce(l.storage_bytes_max, p_storage_max); v_storage := v_storage || l.storage_bytes;
     v_limited := v_limited || l.limited_agents;
   END LOOP;
   v_now := coalesce(p_now, turnhouse_now());
@@ -531,6 +533,10 @@ BEGIN
             v_text := 'cpu_ms_per_hour';
             o.limit_max := v_cpu_max[i];
             o.wait_ms := (v_hour + 1) * 3600000 - v_now;
+          ELSIF v_storage_max[i] > 0 AND v_storage[i] >= v_storage_max[i] THEN
+            v_text := 'storage_bytes_max';
+            o.limit_max := v_storage_max[i];
+            o.wait_ms := 60000;                                       -- until it is measured again
           ELSIF v_rate[i] > 0 THEN
             v_have := least(v_burst[i], coalesce(v_tokens[i] + greatest(0, v_now - v_tokens_at[i])::float8 * v_rate[i] / 1000, v_burst[i]));
             IF v_have < 1 THEN
@@ -544,6 +550,10 @@ BEGIN
               v_text := 'agent_cpu_ms_per_hour';
               o.limit_max := ag.cpu_ms_per_hour;
               o.wait_ms := (v_hour + 1) * 3600000 - v_now;
+            ELSIF ag.storage_bytes_max > 0 AND ag.storage_bytes >= ag.storage_bytes_max THEN
+              v_text := 'agent_storage_bytes_max';
+              o.limit_max := ag.storage_bytes_max;
+              o.wait_ms := 60000;
             ELSIF ag.submits_per_second > 0 THEN
               v_agent_have := greatest(1, coalesce(nullif(ag.submit_burst, 0), ceil(ag.submits_per_second)));
               v_agent_have := least(v_agent_have, coalesce(ag.tokens + greatest(0, v_now - ag.tokens_at)::float8 * ag.submits_per_second / 1000, v_agent_have));

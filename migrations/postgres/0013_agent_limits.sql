@@ -8,10 +8,12 @@ CREATE TABLE agent_load (
   running_max        int    CHECK (running_max > 0),
   queue_max          int    CHECK (queue_max >= 0),
   cpu_ms_per_hour    bigint CHECK (cpu_ms_per_hour >= 0),
+  storage_bytes_max  bigint CHECK (storage_bytes_max >= 0),
   tokens             float8 CHECK (tokens >= 0),                           -- as in org_load
   tokens_at          bigint,
   cpu_ms             float8 NOT NULL DEFAULT 0 CHECK (cpu_ms >= 0),
   cpu_hour           bigint NOT NULL DEFAULT 0,
+  storage_bytes      bigint NOT NULL DEFAULT 0,                            -- as last measured
   live               int    NOT NULL CHECK (live >= 0),
   active             int    NOT NULL CHECK (active >= 0),                  -- of these: running, or ready and not held
   PRIMARY KEY (org_id, agent_id),
@@ -19,30 +21,38 @@ CREATE TABLE agent_load (
 ) WITH (fillfactor = 50);
 ALTER TABLE org_load ADD COLUMN limited_agents int NOT NULL DEFAULT 0 CHECK (limited_agents >= 0);
 
+-- What an org may take of the disk, and what it took when it was last measured: in the background, since no write can tell what all that is stored comes to.
+ALTER TABLE org_load
+  ADD COLUMN storage_bytes_max bigint CHECK (storage_bytes_max >= 0),
+  ADD COLUMN storage_bytes     bigint NOT NULL DEFAULT 0,
+  ADD COLUMN storage_at        bigint NOT NULL DEFAULT 0;
+
 -- The next of an agent that is held.
 CREATE INDEX markers_held ON turn_markers (org_id, agent_id, turn_id) WHERE state = 'ready' AND not_before = 9007199254740991;
 
 -- Sets an agent's bounds; none at all: it has no row. From here on: what runs goes on, and what was held starts where there is room now. False: nothing was
 -- there, and nothing is.
-CREATE FUNCTION limit_agent(p_now bigint, p_org text, p_agent text, p_rate float8, p_burst int, p_running_max int, p_queue_max int, p_cpu_max bigint)
+CREATE FUNCTION limit_agent(p_now bigint, p_org text, p_agent text, p_rate float8, p_burst int, p_running_max int, p_queue_max int, p_cpu_max bigint,
+                            p_storage_max bigint)
 RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
-  v_limited boolean := p_rate IS NOT NULL OR p_burst IS NOT NULL OR p_running_max IS NOT NULL OR p_queue_max IS NOT NULL OR p_cpu_max IS NOT NULL;
+  v_limited boolean := p_rate IS NOT NULL OR p_burst IS NOT NULL OR p_running_max IS NOT NULL OR p_queue_max IS NOT NULL OR p_cpu_max IS NOT NULL
+                       OR p_storage_max IS NOT NULL;
   v_known boolean;
 BEGIN
   PERFORM 1 FROM org_load WHERE org_id = p_org FOR NO KEY UPDATE;
   UPDATE agent_load SET submits_per_second = p_rate, submit_burst = p_burst, running_max = p_running_max, queue_max = p_queue_max,
-         cpu_ms_per_hour = p_cpu_max
+         cpu_ms_per_hour = p_cpu_max, storage_bytes_max = p_storage_max
    WHERE org_id = p_org AND agent_id = p_agent;
   v_known := FOUND;
   IF NOT v_known AND NOT v_limited THEN
     RETURN false;
   END IF;
   IF NOT v_known THEN
-    INSERT INTO agent_load (org_id, agent_id, submits_per_second, submit_burst, running_max, queue_max, cpu_ms_per_hour, live, active)
-    SELECT p_org, p_agent, p_rate, p_burst, p_running_max, p_queue_max, p_cpu_max, count(*), count(*) FILTER (WHERE m.state <> 'waiting')
+    INSERT INTO agent_load (org_id, agent_id, submits_per_second, submit_burst, running_max, queue_max, cpu_ms_per_hour, storage_bytes_max, live, active)
+    SELECT p_org, p_agent, p_rate, p_burst, p_running_max, p_queue_max, p_cpu_max, p_storage_max, count(*), count(*) FILTER (WHERE m.state <> 'waiting')
       FROM turn_markers m WHERE m.org_id = p_org AND m.agent_id = p_agent;
-    UPDATE org_load SET limited_agents = limited_agents + 1 WHERE org_id = p_org;
+    UPDATE org_load SET limited_agents = limited_agents + 1, storage_at = 0 WHERE org_id = p_org;
     RETURN true;
   END IF;
   PERFORM release_held(coalesce(p_now, turnhouse_now()), p_org, p_agent);

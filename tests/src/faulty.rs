@@ -476,6 +476,10 @@ impl Store for Faulty {
         self.through(Call::Read, self.store.set_org_limits(org, change, self.now(now), by)).await
     }
 
+    async fn measure_storage(&self, now: Timestamp) -> Result<Option<OrgId>> {
+        self.through(Call::Read, self.store.measure_storage(self.now(now))).await
+    }
+
     async fn agent_use(&self, org: &OrgId, agent: &AgentId, now: Timestamp) -> Result<Option<AgentUse>> {
         self.through(Call::Read, self.store.agent_use(org, agent, self.now(now))).await
     }

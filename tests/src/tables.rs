@@ -150,7 +150,8 @@ impl Tables {
         holding
     }
 
-    /// Every row that is an org's, as text, in an order of its own; but for when a key was last used, which is told of whoever presents it.
+    /// Every row that is an org's, as text, in an order of its own; but for when a key was last used, which is told of whoever presents it, and
+    /// for what the host measures by itself.
     pub fn of_org(&self, org: &str) -> Vec<String> {
         let (names, columns, quoted) = match &self.0 {
             Place::File(_) => (
@@ -172,7 +173,9 @@ impl Tables {
                 continue;
             }
             let (before, after) = quoted;
-            let shown = columns.iter().filter(|column| *column != "last_used_at");
+            let shown = columns
+                .iter()
+                .filter(|column| !["last_used_at", "storage_bytes", "storage_at"].contains(&column.as_str()));
             let shown: Vec<String> = shown.map(|column| format!("'{column}=' || {before}{column}{after}")).collect();
             let sql = format!("SELECT {} FROM {table} WHERE org_id = '{org}' ORDER BY 1", shown.join(" || ' ' || "));
             rows.extend(self.rows(&sql).iter().map(|row| format!("{table}: {}", row.text(0))));

@@ -125,6 +125,9 @@ struct ChangeArgs {
     /// Milliseconds of guests' processor time an hour; `off` or `default`
     #[arg(long, value_name = "N|off|default", value_parser = amount)]
     cpu_ms_per_hour: Option<Set<u64>>,
+    /// Bytes of turns, events, snapshots, attachments and modules, as last measured; `off` or `default`
+    #[arg(long, value_name = "N|off|default", value_parser = amount)]
+    storage_bytes_max: Option<Set<u64>>,
 }
 
 /// What a limit is set to; `None`: the host's.
@@ -163,6 +166,7 @@ impl From<ChangeArgs> for LimitsChange {
             running_max: args.running_max.map(|set| set.0),
             queue_max: args.queue_max.map(|set| set.0),
             cpu_ms_per_hour: args.cpu_ms_per_hour.map(|set| set.0),
+            storage_bytes_max: args.storage_bytes_max.map(|set| set.0),
         }
     }
 }
@@ -270,6 +274,7 @@ async fn limits(org: &OrgId, change: LimitsChange, database: &database::DataArgs
         LimitName::RunningMax => json!(standing.used.running),
         LimitName::QueueMax => json!(standing.used.running + standing.used.queued),
         LimitName::CpuMsPerHour => standing.used.cpu_ms.map_or(Value::Null, |ms| json!(ms.round())),
+        LimitName::StorageBytesMax => json!(standing.used.storage_bytes),
     };
     let row = |name: &LimitName| {
         let id = name.as_str();

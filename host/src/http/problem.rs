@@ -416,6 +416,10 @@ impl From<Exceeded> for Problem {
         let Exceeded { of, limit, max, wait_ms } = exceeded;
         let whose = of.as_str();
         let (code, what) = match limit {
+            LimitName::StorageBytesMax => (
+                Code::QuotaExhausted,
+                format!("this {whose} has stored the {max} bytes that it may; delete conversations"),
+            ),
             LimitName::CpuMsPerHour => (
                 Code::QuotaExhausted,
                 format!("this {whose}'s turns have used their {max} ms of processor time of this hour"),

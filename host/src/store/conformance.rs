@@ -94,6 +94,7 @@ macro_rules! rules {
                 o3_an_agents_messages_come_at_its_rate_within_its_orgs, o3_an_agents_queue_is_bounded, o3_an_agents_processor_time_is_bounded,
                 o3_no_more_of_an_agents_turns_run_than_it_says, o3_what_is_held_starts_in_the_order_of_acceptance, o3_a_held_turn_has_the_queues_clock,
                 o3_what_is_held_ends_like_any_other, o3_an_agents_bounds_are_changed_under_its_turns, o3_a_requeue_and_a_takeover_take_no_more_room,
+                o3_what_an_org_and_an_agent_have_stored_is_measured_and_bounded,
             ]
             members: [
                 o1_members_are_of_their_org_alone, an_org_keeps_an_owner_and_owners_are_owners_to_change, a_removed_members_keys_end_with_it,

@@ -82,6 +82,8 @@ pub struct SqliteStore {
     writer: Arc<FairMutex<Option<Writer>>>,
     readers: SqlitePool,
     checkpointer: checkpoint::Checkpointer,
+    /// For orgs that have no limits of their own.
+    quota: Quota,
     /// The database.
     file: PathBuf,
     /// Held for the store's life: another host would take this one for dead. `None` beside the host that holds it.
@@ -135,7 +137,7 @@ impl SqliteStore {
             )
             .await
             .map_err(|error| opening(&file, error))?;
-        Ok(SqliteStore { writer: Arc::new(FairMutex::new(Some(writer))), readers, checkpointer, file, lock })
+        Ok(SqliteStore { writer: Arc::new(FairMutex::new(Some(writer))), readers, checkpointer, quota, file, lock })
     }
 
     /// Only the host that holds the lock counts what is live.

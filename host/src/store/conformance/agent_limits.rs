@@ -3,7 +3,9 @@
 use super::*;
 use crate::admission::Refusal;
 use crate::agent::AgentLimits;
-use crate::quota::{Exceeded, LimitName, LimitOf, LimitsChange, WINDOW_MS};
+use crate::quota::{
+    Exceeded, FULL_MEASURED_EVERY_MS, LimitName, LimitOf, LimitsChange, MEASURED_EVERY_MS, TURN_BYTES, WINDOW_MS,
+};
 
 /// An agent of acme's without bounds.
 const FREE: &str = "free";
@@ -285,4 +287,58 @@ pub(in crate::store) async fn o3_a_requeue_and_a_takeover_take_no_more_room(worl
     assert_eq!(load(world).await, (2, 1));
     ends(world, &taken).await;
     assert_eq!(world.claim_one().await.lease.turn, held);
+}
+
+pub(in crate::store) async fn o3_what_an_org_and_an_agent_have_stored_is_measured_and_bounded(world: &World) {
+    world.advance_ms(MEASURED_EVERY_MS);
+    let free = to_free(world.message("a"));
+    set(world, AgentLimits { storage_bytes_max: Some(5_000), ..AgentLimits::default() }).await;
+    let change = LimitsChange { storage_bytes_max: Some(Some(10_000)), ..LimitsChange::default() };
+    world.store.set_org_limits(&org("acme"), &change, world.now(), &by()).await.unwrap();
+    let measure = async || {
+        let mut measured = Vec::new();
+        while let Some(org) = world.store.measure_storage(world.now()).await.unwrap() {
+            measured.push(org);
+        }
+        measured.sort();
+        measured
+    };
+    let stored = async || {
+        let org = world.store.org_use(&org("acme"), world.now()).await.unwrap().unwrap();
+        let agent = world.store.agent_use(&self::org("acme"), &agent(), world.now()).await.unwrap().unwrap();
+        (org.meters.storage_bytes, agent.meters.storage_bytes)
+    };
+    assert_eq!(measure().await, [org("acme"), org("zeta")]);
+    assert_eq!(stored().await, (3, 0), "the module's three bytes");
+    let claimed = world.submit_and_start(world.message("a")).await;
+    world.append(&claimed, deltas(1, &["said"])).await;
+    world.complete(&claimed, Some(b"state")).await;
+    world.submit(free.clone()).await;
+    assert!(measure().await.is_empty(), "not so soon");
+    world.advance_ms(MEASURED_EVERY_MS);
+    assert_eq!(measure().await, [org("acme"), org("zeta")]);
+    let (whole, agents) = stored().await;
+    let message = free.message.len() as u64;
+    let (turn, reply) = (TURN_BYTES.unsigned_abs(), r#"{"text":"done"}"#.len() as u64);
+    assert!(agents >= turn + message + reply + 5, "{agents}");
+    let delta = deltas(1, &["said"]).encode().len() as u64;
+    assert_eq!(whole, agents + turn + message + delta + 3);
+    // Full: the agent first, then the org, until it is measured again.
+    let big = Accept { message: Bytes::from(format!("{{\"text\":\"{}\"}}", "x".repeat(5_000))), ..world.message("b") };
+    world.submit(big.clone()).await;
+    world.submit(world.message("b")).await;
+    world.advance_ms(MEASURED_EVERY_MS);
+    measure().await;
+    let full = |of, max| over(of, LimitName::StorageBytesMax, max, FULL_MEASURED_EVERY_MS);
+    assert_eq!(refused(world, world.message("b")).await, full(LimitOf::Agent, 5_000.0));
+    world.submit(to_free(Accept { turn: TurnId::new(), ..big })).await;
+    world.advance_ms(MEASURED_EVERY_MS);
+    measure().await;
+    assert_eq!(refused(world, to_free(world.message("b"))).await, full(LimitOf::Org, 10_000.0));
+    world.submit(world.message_of_zeta("b")).await;
+    world.store.delete_conversation(&org("acme"), &agent(), &conversation("b"), world.now(), &by()).await.unwrap();
+    assert_eq!(refused(world, to_free(world.message("b"))).await, full(LimitOf::Org, 10_000.0), "not measured yet");
+    world.advance_ms(FULL_MEASURED_EVERY_MS);
+    assert_eq!(measure().await, [org("acme")], "sooner than others");
+    world.submit(world.message("b")).await;
 }

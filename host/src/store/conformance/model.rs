@@ -24,7 +24,7 @@ use protocol::{End, Protocol, Verdict};
 const ORG_RUNNING_MAX: usize = 2;
 /// What the second org has of its own.
 const OWN_RUNNING_MAX: u32 = 1;
-const QUOTA: Quota = Quota { submits_per_second: 20.0, submit_burst: 4, cpu_ms_per_hour: 12 };
+const QUOTA: Quota = Quota { submits_per_second: 20.0, submit_burst: 4, cpu_ms_per_hour: 12, storage_bytes_max: 0 };
 /// What a turn uses that is ended under a lease.
 const CPU_MS: f64 = 1.0;
 const TTL_MS: u64 = 200;

@@ -370,6 +370,10 @@ impl Store for PostgresStore {
         self.write_limits(org, change, now, by).await
     }
 
+    async fn measure_storage(&self, now: Timestamp) -> Result<Option<OrgId>> {
+        self.measure_next(now).await
+    }
+
     async fn agent_use(&self, org: &OrgId, agent: &AgentId, now: Timestamp) -> Result<Option<AgentUse>> {
         self.read_agent_use(org, agent, now).await
     }

@@ -47,7 +47,7 @@ fn gather_next(gather: Duration, waited: Duration) -> Duration {
 }
 
 const WRITE_BATCH: &str = "SELECT * FROM write_batch($1::bigint, $2::text[], $3::jsonb, $4::bytea[], $5::int, $6::bigint, $7::text, \
-     $8::float8, $9::int, $10::bigint)";
+     $8::float8, $9::int, $10::bigint, $11::bigint)";
 
 impl PostgresStore {
     /// One batch of the journal: an answer an item.
@@ -120,7 +120,8 @@ impl PostgresStore {
             .bind(cursor)
             .bind(self.quota.submits_per_second)
             .bind(i32::try_from(self.quota.submit_burst).unwrap_or(i32::MAX))
-            .bind(bigint(self.quota.cpu_ms_per_hour));
+            .bind(bigint(self.quota.cpu_ms_per_hour))
+            .bind(bigint(self.quota.storage_bytes_max));
         // Those of a run come as they were decided; those of one item in order.
         let mut rows: Vec<Vec<PgRow>> = batch.iter().map(|_| Vec::new()).collect();
         let mut waited = Duration::ZERO;

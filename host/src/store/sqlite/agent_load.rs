@@ -14,21 +14,22 @@ pub(super) const HELD: Timestamp = Timestamp(9_007_199_254_740_991);
 
 statements! {
     AGENT_LOAD = "-- agent_load
-SELECT submits_per_second, submit_burst, running_max, queue_max, cpu_ms_per_hour, tokens, tokens_at, cpu_ms, cpu_hour, live, active
+SELECT submits_per_second, submit_burst, running_max, queue_max, cpu_ms_per_hour, storage_bytes_max, tokens, tokens_at, cpu_ms, cpu_hour, storage_bytes, live, active
   FROM agent_load WHERE org_id = ?1 AND agent_id = ?2";
     AGENT_LOAD_SET = "-- agent_load_set
 UPDATE agent_load SET tokens = ?3, tokens_at = ?4, cpu_ms = ?5, cpu_hour = ?6, live = ?7, active = ?8 WHERE org_id = ?1 AND agent_id = ?2";
     AGENT_BOUNDS_SET = "-- agent_bounds_set
-UPDATE agent_load SET submits_per_second = ?3, submit_burst = ?4, running_max = ?5, queue_max = ?6, cpu_ms_per_hour = ?7
+UPDATE agent_load SET submits_per_second = ?3, submit_burst = ?4, running_max = ?5, queue_max = ?6, cpu_ms_per_hour = ?7,
+   storage_bytes_max = ?8
  WHERE org_id = ?1 AND agent_id = ?2";
     AGENT_LOAD_NEW = "-- agent_load_new
-INSERT INTO agent_load (org_id, agent_id, submits_per_second, submit_burst, running_max, queue_max, cpu_ms_per_hour, live, active)
-SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, count(*), count(*) FILTER (WHERE state <> 'waiting') FROM turn_markers WHERE org_id = ?1 AND agent_id = ?2";
+INSERT INTO agent_load (org_id, agent_id, submits_per_second, submit_burst, running_max, queue_max, cpu_ms_per_hour, storage_bytes_max, live, active)
+SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, count(*), count(*) FILTER (WHERE state <> 'waiting') FROM turn_markers WHERE org_id = ?1 AND agent_id = ?2";
     AGENT_LOAD_DELETE = "-- agent_load_delete
 DELETE FROM agent_load WHERE org_id = ?1 AND agent_id = ?2";
     LIMITED_AGENTS = "-- limited_agents
 INSERT INTO org_limits (org_id, limited_agents) VALUES (?1, max(0, ?2))
-ON CONFLICT (org_id) DO UPDATE SET limited_agents = limited_agents + ?2";
+ON CONFLICT (org_id) DO UPDATE SET limited_agents = limited_agents + ?2, storage_at = iif(?2 > 0, 0, storage_at)";
     RELEASE_HELD = "-- release_held
 UPDATE turn_markers SET not_before = ?3, deadline_at = ?3 + admission_ms
  WHERE org_id = ?1 AND turn_id IN (SELECT turn_id FROM turn_markers
@@ -54,7 +55,7 @@ impl Tx<'_> {
         }
         let mut statement = self.conn.prepare_cached(AGENT_LOAD)?;
         let found = statement.query_row(params![org.as_str(), agent.as_str()], |row| {
-            let bucket = row.get::<_, Option<f64>>(5)?.zip(row.get::<_, Option<i64>>(6)?.map(Timestamp));
+            let bucket = row.get::<_, Option<f64>>(6)?.zip(row.get::<_, Option<i64>>(7)?.map(Timestamp));
             Ok(AgentUse {
                 own: OwnLimits {
                     submits_per_second: row.get(0)?,
@@ -62,10 +63,16 @@ impl Tx<'_> {
                     running_max: row.get(2)?,
                     queue_max: row.get(3)?,
                     cpu_ms_per_hour: row.get::<_, Option<i64>>(4)?.map(i64::unsigned_abs),
+                    storage_bytes_max: row.get::<_, Option<i64>>(5)?.map(i64::unsigned_abs),
                 },
-                meters: Meters { bucket, cpu_ms: row.get(7)?, cpu_hour: row.get(8)? },
-                live: row.get::<_, i64>(9)?.unsigned_abs(),
-                active: row.get::<_, i64>(10)?.unsigned_abs(),
+                meters: Meters {
+                    bucket,
+                    cpu_ms: row.get(8)?,
+                    cpu_hour: row.get(9)?,
+                    storage_bytes: row.get::<_, i64>(10)?.unsigned_abs(),
+                },
+                live: row.get::<_, i64>(11)?.unsigned_abs(),
+                active: row.get::<_, i64>(12)?.unsigned_abs(),
                 at: self.now,
             })
         });
@@ -73,7 +80,7 @@ impl Tx<'_> {
     }
 
     pub(super) fn set_agent_load(&self, org: &OrgId, agent: &AgentId, load: &AgentUse) -> Tried<()> {
-        let Meters { bucket, cpu_ms, cpu_hour } = load.meters;
+        let Meters { bucket, cpu_ms, cpu_hour, storage_bytes: _ } = load.meters;
         self.conn.prepare_cached(AGENT_LOAD_SET)?.execute(params![
             org.as_str(),
             agent.as_str(),
@@ -127,6 +134,7 @@ impl Tx<'_> {
             own.running_max,
             own.queue_max,
             own.cpu_ms_per_hour.map(count),
+            own.storage_bytes_max.map(count),
         ];
         let (none, known) = (*own == OwnLimits::default(), self.agent_load(org, agent)?.is_some());
         if !known && none {

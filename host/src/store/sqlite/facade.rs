@@ -397,6 +397,10 @@ impl Store for SqliteStore {
         self.write_with(now, move |tx| tx.set_limits(&org, &change, &by)).await
     }
 
+    async fn measure_storage(&self, now: Timestamp) -> Result<Option<OrgId>> {
+        self.measure_next(now).await
+    }
+
     async fn agent_use(&self, org: &OrgId, agent: &AgentId, now: Timestamp) -> Result<Option<AgentUse>> {
         let (org, agent) = (org.clone(), agent.clone());
         self.write_with(now, move |tx| tx.agent_load(&org, &agent)).await

@@ -1,27 +1,52 @@
-//! An org's own limits, and the meters that are held against them: one row of an org that has limits or is metered, none of any other.
+//! An org's own limits, and the meters that are held against them: one row of an org that has limits or is metered or measured, none of any other.
 //!
 //! The operator's command line writes limits beside a running host, so that nothing of them outlives a transaction in memory.
 
 use rusqlite::{OptionalExtension, params};
 
+use sqlx::Row;
+
+use super::SqliteStore;
+use super::reads::id;
 use super::writer::{Tried, Tx};
 use crate::audit::{Act, Actor};
 use crate::clock::Timestamp;
 use crate::ids::OrgId;
-use crate::quota::{LimitsChange, Meters, OwnLimits};
-use crate::store::{LiveCounts, OrgUse};
+use crate::quota::{FULL_MEASURED_EVERY_MS, LimitsChange, MEASURED_EVERY_MS, Meters, OwnLimits, TURN_BYTES};
+use crate::store::{LiveCounts, OrgUse, Result};
 
 statements! {
     LIMITS = "-- limits
-SELECT submits_per_second, submit_burst, running_max, queue_max, cpu_ms_per_hour, tokens, tokens_at, cpu_ms, cpu_hour, limited_agents
+SELECT submits_per_second, submit_burst, running_max, queue_max, cpu_ms_per_hour, storage_bytes_max, tokens, tokens_at, cpu_ms, cpu_hour, storage_bytes, limited_agents
   FROM org_limits WHERE org_id = ?1";
     LIMITS_SET = "-- limits_set
-INSERT INTO org_limits (org_id, submits_per_second, submit_burst, running_max, queue_max, cpu_ms_per_hour) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+INSERT INTO org_limits (org_id, submits_per_second, submit_burst, running_max, queue_max, cpu_ms_per_hour, storage_bytes_max)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
 ON CONFLICT (org_id) DO UPDATE SET submits_per_second = excluded.submits_per_second, submit_burst = excluded.submit_burst,
-   running_max = excluded.running_max, queue_max = excluded.queue_max, cpu_ms_per_hour = excluded.cpu_ms_per_hour";
+   running_max = excluded.running_max, queue_max = excluded.queue_max, cpu_ms_per_hour = excluded.cpu_ms_per_hour,
+   storage_bytes_max = excluded.storage_bytes_max";
     METERS_SET = "-- meters_set
 INSERT INTO org_limits (org_id, tokens, tokens_at, cpu_ms, cpu_hour) VALUES (?1, ?2, ?3, ?4, ?5)
 ON CONFLICT (org_id) DO UPDATE SET tokens = excluded.tokens, tokens_at = excluded.tokens_at, cpu_ms = excluded.cpu_ms, cpu_hour = excluded.cpu_hour";
+    /// ?1 and ?2 measured before then, the latter of orgs that have stored what they may, ?3 what an org may that has no limit of its own. Of those that have a limit the one
+    /// that was measured longest ago.
+    STORAGE_NEXT = "-- storage_next
+SELECT o.org_id, coalesce(l.limited_agents, 0) FROM orgs o LEFT JOIN org_limits l USING (org_id)
+ WHERE (coalesce(l.storage_at, 0) <= ?1 OR l.storage_at <= ?2 AND l.storage_bytes >= coalesce(l.storage_bytes_max, ?3))
+   AND (coalesce(l.storage_bytes_max, ?3) > 0 OR l.limited_agents > 0) ORDER BY coalesce(l.storage_at, 0) LIMIT 1";
+    /// By agent; what is no agent's under NULL. ?2: what a turn takes beside its bodies. Lengths are read without the bytes.
+    STORAGE = "-- storage
+SELECT agent_id, sum(bytes) FROM (
+  SELECT agent_id, sum(?2 + length(message) + coalesce(length(reply), 0) + coalesce(length(tail), 0)) AS bytes FROM turns WHERE org_id = ?1 GROUP BY agent_id
+  UNION ALL SELECT agent_id, sum(length(body)) FROM snapshots WHERE org_id = ?1 GROUP BY agent_id
+  UNION ALL SELECT NULL, sum(length(body)) FROM turn_events WHERE org_id = ?1
+  UNION ALL SELECT NULL, sum(bytes) FROM attachments WHERE org_id = ?1
+  UNION ALL SELECT NULL, sum(length(wasm)) FROM modules WHERE org_id = ?1) GROUP BY agent_id";
+    STORAGE_SET = "-- storage_set
+INSERT INTO org_limits (org_id, storage_bytes, storage_at) VALUES (?1, ?2, ?3)
+ON CONFLICT (org_id) DO UPDATE SET storage_bytes = excluded.storage_bytes, storage_at = excluded.storage_at";
+    STORAGE_SET_AGENT = "-- storage_set_agent
+UPDATE agent_load SET storage_bytes = ?3 WHERE org_id = ?1 AND agent_id = ?2";
 }
 
 /// What an org may and what it has used, where that is not the host's to say.
@@ -33,6 +58,46 @@ pub(super) struct Limited {
     pub(super) agents: u32,
 }
 
+impl SqliteStore {
+    /// Measures what an org has stored whose turn it is; `None`: it is nobody's. Summed beside the writer.
+    pub(super) async fn measure_next(&self, now: Timestamp) -> Result<Option<OrgId>> {
+        let before = |ms: u64| now.0.saturating_sub_unsigned(ms);
+        let next = sqlx::query(STORAGE_NEXT)
+            .bind(before(MEASURED_EVERY_MS))
+            .bind(before(FULL_MEASURED_EVERY_MS))
+            .bind(bigint(self.quota.storage_bytes_max));
+        let Some(row) = next.fetch_optional(&self.readers).await? else { return Ok(None) };
+        let (org, limited): (OrgId, bool) = (id(&row, 0)?, row.try_get::<i64, _>(1)? > 0);
+        let (mut whole, mut agents) = (0_i64, Vec::new());
+        for row in sqlx::query(STORAGE).bind(org.as_str()).bind(TURN_BYTES).fetch_all(&self.readers).await? {
+            let bytes = row.try_get::<Option<i64>, _>(1)?.unwrap_or(0);
+            whole = whole.saturating_add(bytes);
+            if let Some(agent) = row.try_get::<Option<String>, _>(0)?
+                && limited
+            {
+                agents.push((agent, bytes));
+            }
+        }
+        let measured = org.clone();
+        self.write_with(now, move |tx| {
+            // It may be gone by now, and what was left of it with it.
+            if tx.conn.prepare_cached(super::keys::ORG_KNOWN)?.exists(params![measured.as_str()])? {
+                tx.conn.prepare_cached(STORAGE_SET)?.execute(params![measured.as_str(), whole, now.0])?;
+                for (agent, bytes) in &agents {
+                    tx.conn.prepare_cached(STORAGE_SET_AGENT)?.execute(params![measured.as_str(), agent, bytes])?;
+                }
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(Some(org))
+    }
+}
+
+fn bigint(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
 impl Tx<'_> {
     /// An org's limits and meters; nothing where it has none.
     pub(super) fn limited(&self, org: &OrgId) -> Tried<Limited> {
@@ -41,7 +106,7 @@ impl Tx<'_> {
         }
         let mut statement = self.conn.prepare_cached(LIMITS)?;
         let found = statement.query_row(params![org.as_str()], |row| {
-            let bucket = row.get::<_, Option<f64>>(5)?.zip(row.get::<_, Option<i64>>(6)?.map(Timestamp));
+            let bucket = row.get::<_, Option<f64>>(6)?.zip(row.get::<_, Option<i64>>(7)?.map(Timestamp));
             Ok(Limited {
                 own: OwnLimits {
                     submits_per_second: row.get(0)?,
@@ -49,9 +114,15 @@ impl Tx<'_> {
                     running_max: row.get(2)?,
                     queue_max: row.get(3)?,
                     cpu_ms_per_hour: row.get::<_, Option<i64>>(4)?.map(i64::unsigned_abs),
+                    storage_bytes_max: row.get::<_, Option<i64>>(5)?.map(i64::unsigned_abs),
                 },
-                meters: Meters { bucket, cpu_ms: row.get(7)?, cpu_hour: row.get(8)? },
-                agents: row.get(9)?,
+                meters: Meters {
+                    bucket,
+                    cpu_ms: row.get(8)?,
+                    cpu_hour: row.get(9)?,
+                    storage_bytes: row.get::<_, i64>(10)?.unsigned_abs(),
+                },
+                agents: row.get(11)?,
             })
         });
         let found = found.optional()?.unwrap_or_default();
@@ -84,7 +155,7 @@ impl Tx<'_> {
     }
 
     fn write_meters(&self, org: &OrgId, limited: Limited) -> Tried<()> {
-        let Meters { bucket, cpu_ms, cpu_hour } = limited.meters;
+        let Meters { bucket, cpu_ms, cpu_hour, storage_bytes: _ } = limited.meters;
         self.conn.prepare_cached(METERS_SET)?.execute(params![
             org.as_str(),
             bucket.map(|(tokens, _)| tokens),
@@ -112,7 +183,8 @@ impl Tx<'_> {
             after.submit_burst,
             after.running_max,
             after.queue_max,
-            after.cpu_ms_per_hour.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX))
+            after.cpu_ms_per_hour.map(bigint),
+            after.storage_bytes_max.map(bigint)
         ])?;
         self.note(Some(org), &[Act::org_limits(&before, &after)], by)?;
         Ok(Some(after))
