@@ -25,7 +25,7 @@ use crate::store::postgres::{PostgresOptions, PostgresStore};
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::{Store, StoreError};
 use crate::turn::{CancelledBy, Outcome, TurnState};
-use crate::{erase, replica, supervisor, sweep, watch};
+use crate::{erase, replica, supervisor, sweep, tidy, watch};
 
 /// How long the guests' threads may take to end.
 const GUESTS_LEAVE_WITHIN: Duration = Duration::from_secs(1);
@@ -149,7 +149,8 @@ impl Host {
         background(Box::pin(dispatch.clone().claim_ready()));
         background(Box::pin(supervisor::supervise(dispatch.clone(), tasks.clone())));
         background(Box::pin(sweep::sweep(dispatch.clone(), store.clone())));
-        background(Box::pin(sweep::measure(dispatch.clone(), store.clone())));
+        background(Box::pin(tidy::tidy(dispatch.clone(), store.clone())));
+        background(Box::pin(tidy::measure(dispatch.clone(), store.clone())));
         background(Box::pin(erase::erase(dispatch.clone(), store.clone())));
         background(Box::pin(replica::renew(dispatch.clone(), store.clone(), registered)));
         background(Box::pin(replica::follow_time(dispatch.clone(), store.clone())));

@@ -74,6 +74,8 @@ pub mod supervisor;
 
 pub mod sweep;
 
+pub mod tidy;
+
 pub mod erase;
 
 pub mod replica;

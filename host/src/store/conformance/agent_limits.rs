@@ -341,4 +341,11 @@ pub(in crate::store) async fn o3_what_an_org_and_an_agent_have_stored_is_measure
     world.advance_ms(FULL_MEASURED_EVERY_MS);
     assert_eq!(measure().await, [org("acme")], "sooner than others");
     world.submit(world.message("b")).await;
+    // An agent of which nothing is left is not full for ever.
+    for of in ["a", "b"] {
+        world.store.delete_conversation(&org("acme"), &agent(), &conversation(of), world.now(), &by()).await.unwrap();
+    }
+    world.advance_ms(MEASURED_EVERY_MS);
+    measure().await;
+    assert_eq!(stored().await.1, 0);
 }

@@ -21,7 +21,7 @@ UPDATE org_load SET submits_per_second = $2, submit_burst = $3, running_max = $4
  WHERE org_id = $1";
     ORG_USE = "-- org_use
 SELECT l.submits_per_second, l.submit_burst, l.running_max, l.queue_max, l.cpu_ms_per_hour, l.storage_bytes_max, l.tokens, l.tokens_at, l.cpu_ms, l.cpu_hour,
-       l.storage_bytes,       l.waiting, l.ready, l.running, coalesce($2::bigint, turnhouse_now())
+       l.storage_bytes, l.waiting, l.ready, l.running, coalesce($2::bigint, turnhouse_now())
   FROM org_load l JOIN orgs o ON o.org_id = l.org_id WHERE l.org_id = $1 AND o.deleting_at IS NULL";
     AGENT_LIMIT = "-- agent_limit
 SELECT limit_agent($1::bigint, $2, $3, $4, $5, $6, $7, $8, $9)";
@@ -37,13 +37,14 @@ UPDATE org_load SET storage_at = $1 WHERE org_id = (
    WHERE (storage_at <= $2 OR storage_at <= $3 AND storage_bytes >= coalesce(storage_bytes_max, $4)) AND (coalesce(storage_bytes_max, $4) > 0 OR limited_agents > 0)
    ORDER BY storage_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)
 RETURNING org_id, limited_agents";
-    /// By agent; what is no agent's under NULL. $2: what a turn takes beside its bodies. Lengths are read without the bytes.
+    /// By agent, also of one with bounds that has nothing left; what is no agent's under NULL. $2: what a turn takes beside its bodies. Lengths are read without the bytes.
     STORAGE = "-- storage
 SELECT agent_id, sum(bytes)::bigint FROM (
   SELECT agent_id, sum($2 + octet_length(message) + coalesce(octet_length(reply), 0) + coalesce(octet_length(tail), 0)) FROM turns WHERE org_id = $1 GROUP BY agent_id
   UNION ALL SELECT agent_id, sum(octet_length(body)) FROM snapshots WHERE org_id = $1 GROUP BY agent_id
   UNION ALL SELECT NULL, sum(octet_length(body)) FROM turn_events WHERE org_id = $1
   UNION ALL SELECT NULL, sum(bytes) FROM attachments WHERE org_id = $1
+  UNION ALL SELECT agent_id, 0 FROM agent_load WHERE org_id = $1
   UNION ALL SELECT NULL, sum(octet_length(wasm)) FROM modules WHERE org_id = $1) s (agent_id, bytes) GROUP BY agent_id";
     STORAGE_SET = "-- storage_set
 UPDATE org_load SET storage_bytes = $2 WHERE org_id = $1 AND storage_bytes <> $2";

@@ -3,6 +3,7 @@
 
 use rusqlite::{OptionalExtension, params};
 
+use super::limits::{meters, own};
 use super::writer::{Tried, Tx};
 use crate::clock::Timestamp;
 use crate::ids::{AgentId, OrgId};
@@ -55,22 +56,9 @@ impl Tx<'_> {
         }
         let mut statement = self.conn.prepare_cached(AGENT_LOAD)?;
         let found = statement.query_row(params![org.as_str(), agent.as_str()], |row| {
-            let bucket = row.get::<_, Option<f64>>(6)?.zip(row.get::<_, Option<i64>>(7)?.map(Timestamp));
             Ok(AgentUse {
-                own: OwnLimits {
-                    submits_per_second: row.get(0)?,
-                    submit_burst: row.get(1)?,
-                    running_max: row.get(2)?,
-                    queue_max: row.get(3)?,
-                    cpu_ms_per_hour: row.get::<_, Option<i64>>(4)?.map(i64::unsigned_abs),
-                    storage_bytes_max: row.get::<_, Option<i64>>(5)?.map(i64::unsigned_abs),
-                },
-                meters: Meters {
-                    bucket,
-                    cpu_ms: row.get(8)?,
-                    cpu_hour: row.get(9)?,
-                    storage_bytes: row.get::<_, i64>(10)?.unsigned_abs(),
-                },
+                own: own(row)?,
+                meters: meters(row)?,
                 live: row.get::<_, i64>(11)?.unsigned_abs(),
                 active: row.get::<_, i64>(12)?.unsigned_abs(),
                 at: self.now,

@@ -34,13 +34,14 @@ ON CONFLICT (org_id) DO UPDATE SET tokens = excluded.tokens, tokens_at = exclude
 SELECT o.org_id, coalesce(l.limited_agents, 0) FROM orgs o LEFT JOIN org_limits l USING (org_id)
  WHERE (coalesce(l.storage_at, 0) <= ?1 OR l.storage_at <= ?2 AND l.storage_bytes >= coalesce(l.storage_bytes_max, ?3))
    AND (coalesce(l.storage_bytes_max, ?3) > 0 OR l.limited_agents > 0) ORDER BY coalesce(l.storage_at, 0) LIMIT 1";
-    /// By agent; what is no agent's under NULL. ?2: what a turn takes beside its bodies. Lengths are read without the bytes.
+    /// By agent, also of one with bounds that has nothing left; what is no agent's under NULL. ?2: what a turn takes beside its bodies. Lengths are read without the bytes.
     STORAGE = "-- storage
 SELECT agent_id, sum(bytes) FROM (
   SELECT agent_id, sum(?2 + length(message) + coalesce(length(reply), 0) + coalesce(length(tail), 0)) AS bytes FROM turns WHERE org_id = ?1 GROUP BY agent_id
   UNION ALL SELECT agent_id, sum(length(body)) FROM snapshots WHERE org_id = ?1 GROUP BY agent_id
   UNION ALL SELECT NULL, sum(length(body)) FROM turn_events WHERE org_id = ?1
   UNION ALL SELECT NULL, sum(bytes) FROM attachments WHERE org_id = ?1
+  UNION ALL SELECT agent_id, 0 FROM agent_load WHERE org_id = ?1
   UNION ALL SELECT NULL, sum(length(wasm)) FROM modules WHERE org_id = ?1) GROUP BY agent_id";
     STORAGE_SET = "-- storage_set
 INSERT INTO org_limits (org_id, storage_bytes, storage_at) VALUES (?1, ?2, ?3)
@@ -94,6 +95,25 @@ impl SqliteStore {
     }
 }
 
+/// Limits, as a row of an org's or an agent's begins.
+pub(super) fn own(row: &rusqlite::Row<'_>) -> rusqlite::Result<OwnLimits> {
+    Ok(OwnLimits {
+        submits_per_second: row.get(0)?,
+        submit_burst: row.get(1)?,
+        running_max: row.get(2)?,
+        queue_max: row.get(3)?,
+        cpu_ms_per_hour: row.get::<_, Option<i64>>(4)?.map(i64::unsigned_abs),
+        storage_bytes_max: row.get::<_, Option<i64>>(5)?.map(i64::unsigned_abs),
+    })
+}
+
+/// What is used, as it stands behind the limits.
+pub(super) fn meters(row: &rusqlite::Row<'_>) -> rusqlite::Result<Meters> {
+    let bucket = row.get::<_, Option<f64>>(6)?.zip(row.get::<_, Option<i64>>(7)?.map(Timestamp));
+    let storage_bytes = row.get::<_, i64>(10)?.unsigned_abs();
+    Ok(Meters { bucket, cpu_ms: row.get(8)?, cpu_hour: row.get(9)?, storage_bytes })
+}
+
 fn bigint(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
@@ -106,24 +126,7 @@ impl Tx<'_> {
         }
         let mut statement = self.conn.prepare_cached(LIMITS)?;
         let found = statement.query_row(params![org.as_str()], |row| {
-            let bucket = row.get::<_, Option<f64>>(6)?.zip(row.get::<_, Option<i64>>(7)?.map(Timestamp));
-            Ok(Limited {
-                own: OwnLimits {
-                    submits_per_second: row.get(0)?,
-                    submit_burst: row.get(1)?,
-                    running_max: row.get(2)?,
-                    queue_max: row.get(3)?,
-                    cpu_ms_per_hour: row.get::<_, Option<i64>>(4)?.map(i64::unsigned_abs),
-                    storage_bytes_max: row.get::<_, Option<i64>>(5)?.map(i64::unsigned_abs),
-                },
-                meters: Meters {
-                    bucket,
-                    cpu_ms: row.get(8)?,
-                    cpu_hour: row.get(9)?,
-                    storage_bytes: row.get::<_, i64>(10)?.unsigned_abs(),
-                },
-                agents: row.get(11)?,
-            })
+            Ok(Limited { own: own(row)?, meters: meters(row)?, agents: row.get(11)? })
         });
         let found = found.optional()?.unwrap_or_default();
         self.limited.borrow_mut().insert(org.clone(), found);
