@@ -165,19 +165,31 @@ impl Tables {
                 ("coalesce(", "::text, 'NULL')"),
             ),
         };
+        let measured = ["last_used_at", "storage_bytes", "storage_at"];
         let mut rows = Vec::new();
         for table in self.rows(names).iter().map(|row| row.text(0)) {
-            let columns: Vec<String> =
+            let mut columns: Vec<String> =
                 self.rows(&format!("{columns}'{table}')")).iter().map(|row| row.text(0)).collect();
+            columns.retain(|column| !measured.contains(&column.as_str()));
             if !columns.iter().any(|column| column == "org_id") {
                 continue;
             }
             let (before, after) = quoted;
-            let shown = columns
-                .iter()
-                .filter(|column| !["last_used_at", "storage_bytes", "storage_at"].contains(&column.as_str()));
-            let shown: Vec<String> = shown.map(|column| format!("'{column}=' || {before}{column}{after}")).collect();
-            let sql = format!("SELECT {} FROM {table} WHERE org_id = '{org}' ORDER BY 1", shown.join(" || ' ' || "));
+            let shown: Vec<String> =
+                columns.iter().map(|column| format!("'{column}=' || {before}{column}{after}")).collect();
+            let says = match table.as_str() {
+                // SQLite makes it when it first measures what an org without limits stores: its limits are NULL, its meters 0.
+                "org_limits" => {
+                    let own = columns.iter().filter(|column| *column != "org_id").map(|column| match column.as_str() {
+                        "cpu_ms" | "cpu_hour" | "limited_agents" => format!("{column} <> 0"),
+                        _ => format!("{column} IS NOT NULL"),
+                    });
+                    own.collect::<Vec<_>>().join(" OR ")
+                }
+                _ => "true".to_owned(),
+            };
+            let shown = shown.join(" || ' ' || ");
+            let sql = format!("SELECT {shown} FROM {table} WHERE org_id = '{org}' AND ({says}) ORDER BY 1");
             rows.extend(self.rows(&sql).iter().map(|row| format!("{table}: {}", row.text(0))));
         }
         rows
