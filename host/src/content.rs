@@ -121,6 +121,26 @@ impl Joinable {
     }
 }
 
+/// How much memory a JSON text becomes, in values of a few dozen bytes: 1 for each, and 8 for an object. What is in strings is passed over. Nothing is
+/// allocated for it, and what is no JSON has some weight, too.
+pub fn json_weight(json: &str) -> usize {
+    let (mut weight, mut in_string, mut escaped) = (1_usize, false, false);
+    for byte in json.bytes() {
+        if in_string {
+            in_string = escaped || byte != b'"';
+            escaped = !escaped && byte == b'\\';
+            continue;
+        }
+        match byte {
+            b'"' => in_string = true,
+            b'{' => weight += 8,
+            b'[' | b',' => weight += 1,
+            _ => {}
+        }
+    }
+    weight
+}
+
 /// The bounds of a content.
 #[derive(Debug, Clone, Copy)]
 pub struct ContentLimits {
@@ -138,6 +158,21 @@ pub struct ContentLimits {
 pub struct InvalidContent(pub String);
 
 impl Content {
+    /// How much it says, in bytes, near enough: of JSON parts nothing is known.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Content::Text(TextContent { text }) => text.len(),
+            Content::Parts(PartsContent { parts }) => {
+                let part = |part: &Part| match part {
+                    Part::Text { text } => text.len(),
+                    Part::Blob { base64, .. } => base64.len(),
+                    Part::Json { .. } | Part::Attachment { .. } => 0,
+                };
+                parts.iter().map(part).sum()
+            }
+        }
+    }
+
     /// A plain text.
     pub fn text(text: impl Into<String>) -> Content {
         Content::Text(TextContent { text: text.into() })
@@ -234,6 +269,20 @@ fn check_parts(parts: &[Part], limits: &ContentLimits) -> Result<usize, InvalidC
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_json_text_weighs_what_its_values_take() {
+        for (json, weight) in [
+            ("1", 1),
+            (r#""{[,""#, 1),
+            (r#""\\\",{[""#, 1),
+            (r#"["\\",{}]"#, 1 + 1 + 1 + 8),
+            ("[1,2,3]", 1 + 1 + 2),
+            (r#"{"a":{"b":[]}}"#, 1 + 8 + 8 + 1),
+        ] {
+            assert_eq!(json_weight(json), weight, "{json}");
+        }
+    }
 
     const LIMITS: ContentLimits = ContentLimits { text_bytes_max: 10, parts_max: 2, blob_bytes_max: 3 };
 

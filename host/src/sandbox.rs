@@ -109,7 +109,7 @@ pub struct SandboxConfig {
     pub memory_keep_resident_bytes: usize,
     /// Whether native stacks are cleared between two guests.
     pub stack_zeroing: bool,
-    /// Compiled modules in memory.
+    /// Compiled modules in memory; a large one counts as several of 2 MiB.
     pub workers_loaded_max: u64,
 }
 
@@ -128,6 +128,9 @@ impl SandboxConfig {
         }
     }
 }
+
+/// As what a loaded module counts at least.
+const WORKER_BYTES: u64 = 2 << 20;
 
 /// Why there is no sandbox.
 #[derive(Debug, thiserror::Error)]
@@ -191,7 +194,10 @@ impl Sandbox {
             registry: Arc::new(registry),
             cache,
             compiler: config.compiler.clone(),
-            loaded: moka::future::Cache::new(config.workers_loaded_max),
+            loaded: moka::future::Cache::builder()
+                .weigher(|_, worker: &Arc<Worker>| worker.code_bytes().clamp(WORKER_BYTES, u64::from(u32::MAX)) as u32)
+                .max_capacity(config.workers_loaded_max.saturating_mul(WORKER_BYTES))
+                .build(),
             compiling: Arc::new(Semaphore::new(config.limits.compiles_concurrent_max)),
             ticker: Ticker::start(&engine).map_err(SandboxError::Threads)?,
             queue: RunQueue::new(threads),

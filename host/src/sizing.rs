@@ -70,7 +70,8 @@ impl Config {
         if let Some(budget) = self.memory_budget_bytes {
             let pool = Pool::of(budget, machine);
             self.limits.host_running_max = pool.slots;
-            self.limits.org_running_max = self.limits.org_running_max.min(pool.slots);
+            // Half of them at most: the guests of one org can sleep, and others' turns would wait.
+            self.limits.org_running_max = self.limits.org_running_max.min(pool.slots.div_ceil(2));
             self.keep_resident_bytes = pool.keep_resident_bytes;
         }
         self
@@ -134,6 +135,7 @@ mod tests {
             let config = Config { memory_budget_bytes: Some(budget), ..Config::default() }.sized(&machine);
             assert_eq!(misfits(&config.limits, &machine), Vec::<String>::new(), "{budget}");
             config.limits.check().unwrap();
+            assert!(config.limits.org_running_max * 2 <= config.limits.host_running_max, "no org has all slots");
         }
         assert_eq!(Config::default().sized(&machine), Config::default(), "without a budget nothing changes");
     }

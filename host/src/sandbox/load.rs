@@ -60,8 +60,9 @@ impl Sandbox {
     async fn compiled(&self, wasm: Bytes) -> Result<Vec<u8>, ModuleRefusal> {
         let begun = Instant::now();
         let timeout_ms = self.limits.compile_timeout_ms;
+        // Waiting for others' modules is not this one's fault.
+        let permit = self.compiling.clone().acquire_owned().await.expect("the semaphore is never closed");
         let compiling = async {
-            let permit = self.compiling.clone().acquire_owned().await.expect("the semaphore is never closed");
             match &self.compiler {
                 Some(program) => compiler::compile_apart(program, &self.limits, self.allocator, wasm).await,
                 None => {

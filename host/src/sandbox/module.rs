@@ -21,6 +21,12 @@ impl std::fmt::Debug for Worker {
 }
 
 impl Worker {
+    /// How large its native code and its data are in memory.
+    pub(super) fn code_bytes(&self) -> u64 {
+        let range = self.pre.module().image_range();
+        range.end.addr().saturating_sub(range.start.addr()) as u64
+    }
+
     /// Links a compiled module that was inspected before it was compiled.
     pub(super) fn link(linker: &Linker<Guest>, module: &Module) -> Result<Worker, ModuleRefusal> {
         let export = |name: &str| {

@@ -100,6 +100,7 @@ impl Seat {
             }
             _ if state.free > 0 => {
                 state.free -= 1;
+                state.forget_credit(&self.org);
                 state.served(&self.org);
             }
             _ => {
@@ -181,17 +182,22 @@ impl State {
         self.now_us = self.now_us.max(used_us);
     }
 
+    /// Time that an org did not ask for is not owed to it.
+    fn forget_credit(&mut self, org: &OrgId) {
+        let now_us = self.now_us;
+        let org = self.org(org);
+        org.used_us = org.used_us.max(now_us);
+    }
+
     fn enqueue(&mut self, org: &OrgId, waker: &Waker, spinning: bool) -> u64 {
-        let (id, now_us) = (self.next_id, self.now_us);
+        let id = self.next_id;
         self.next_id += 1;
         self.waiting.insert(id, Waiting { waker: waker.clone(), granted: false });
-        let org = self.org(org);
         if spinning {
-            org.spinning.push_back(id);
+            self.org(org).spinning.push_back(id);
         } else {
-            // Time that it did not ask for is not owed to it.
-            org.used_us = org.used_us.max(now_us);
-            org.fresh.push_back(id);
+            self.forget_credit(org);
+            self.org(org).fresh.push_back(id);
         }
         id
     }
@@ -376,5 +382,23 @@ mod tests {
         let before = ticks(&all, "busy");
         spin(&mut all, 1, 100);
         assert!(ticks(&all, "busy") - before >= 48, "the busy org is not made to pay for having been alone");
+    }
+
+    /// An org whose guests slept while another's ran, and that finds a thread free, is owed nothing either.
+    #[test]
+    fn nobody_saves_up_time_while_threads_are_free() {
+        let queue = RunQueue::new(2);
+        let mut sleepers: Vec<Spinner> = (0..2).map(|_| Spinner::new(&queue, "sleeps")).collect();
+        let mut busy = vec![Spinner::new(&queue, "busy")];
+        spin(&mut busy, 2, 8_000);
+        busy.remove(0).seat.leave(Duration::ZERO);
+        spin(&mut sleepers, 2, 10);
+        let mut short = Spinner::new(&queue, "busy");
+        let mut waited = 0;
+        while !short.takes() {
+            spin(&mut sleepers, 2, 1);
+            waited += 1;
+            assert!(waited <= 30, "a short turn waits for {waited} ticks of those who slept");
+        }
     }
 }

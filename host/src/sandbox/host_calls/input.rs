@@ -8,7 +8,7 @@ use serde::de::IgnoredAny;
 use wasmtime::{Caller, Linker};
 
 use super::{Answer, Errno, MODULE, answer, enter, hand_in, range, text};
-use crate::content::{Content, ContentLimits, Part};
+use crate::content::{Content, ContentLimits, Part, json_weight};
 use crate::event::raw;
 use crate::gate::Grant;
 use crate::sandbox::Said;
@@ -16,6 +16,8 @@ use crate::sandbox::guest::Guest;
 
 /// Parts of one reply: as many as a message may have by default.
 const REPLY_PARTS_MAX: usize = 32;
+/// How much memory a reply's JSON may become, which is not to be told from its length: `[{"":0},{"":0},…]` is a hundred times that.
+const REPLY_JSON_WEIGHT_MAX: usize = 1 << 18;
 
 /// JSON may write one byte of text as six (`\u0000`), and needs a frame around it.
 const JSON_BYTES_PER_BYTE: usize = 6;
@@ -102,6 +104,10 @@ fn reply(caller: &mut Caller<'_, Guest>, ptr: u32, len: u32) -> Answer {
     let json = text(memory, from, json_bytes_max)?;
     if json.len() > json_bytes_max {
         // Too big to be parsed into anything; what is no JSON at all is still told apart first, in place.
+        serde_json::from_str::<IgnoredAny>(json).map_err(|_| Errno::Inval)?;
+        return Err(Errno::TooBig.into());
+    }
+    if json_weight(json) > REPLY_JSON_WEIGHT_MAX {
         serde_json::from_str::<IgnoredAny>(json).map_err(|_| Errno::Inval)?;
         return Err(Errno::TooBig.into());
     }

@@ -18,6 +18,9 @@ use super::{Class, Frames, InvalidRequest, Operation, OperationError, Prepared};
 /// error; without frames that is all that comes, so that it is no progress.
 pub struct Echo;
 
+/// What is held for an answer must not be many times its request.
+const FRAMES_MAX: usize = 1_024;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Request {
@@ -40,6 +43,9 @@ impl Operation for Echo {
 
     fn prepare(&self, request: &[u8]) -> Result<Prepared, InvalidRequest> {
         let request: Request = serde_json::from_slice(request).map_err(|_| InvalidRequest)?;
+        if request.frames.len() > FRAMES_MAX {
+            return Err(InvalidRequest);
+        }
         Ok(Box::new(move || -> Frames { Box::pin(Answer::new(request)) }))
     }
 }
