@@ -6,10 +6,13 @@
 
 mod addresses;
 
+mod idle;
+
 mod stall;
 
 mod tls;
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,6 +34,7 @@ use tower::Service as _;
 use super::auth::Peer;
 use crate::host::Host;
 use addresses::Addresses;
+use idle::{Answering, Requests};
 use stall::{Patience, Unstalled};
 
 pub use tls::Tls;
@@ -50,7 +54,7 @@ const RESETS_PENDING_MAX: usize = 20;
 /// Requests of one HTTP/2 connection that were reset for its client's errors (CVE-2025-8671).
 const RESETS_FOR_ERRORS_MAX: usize = 128;
 /// How long a client may stand still: before it has said anything, and with unread answers, after which it comes back with `Last-Event-ID`.
-const PATIENCE: Patience = Patience { opening: HEAD_TIMEOUT, unread: Duration::from_secs(60) };
+const PATIENCE: Patience = Patience { opening: HEAD_TIMEOUT, unread: Duration::from_secs(60), idle: HEAD_TIMEOUT };
 /// Connections beside those that `readers_host_max` readers hold.
 const CONNECTIONS_SPARE: usize = 4_096;
 /// Between attempts when no connection can be accepted: out of file descriptors, most likely.
@@ -167,10 +171,13 @@ impl Door {
         let tls = self.tls.clone();
         async move {
             match tls {
-                None => speak(&builder, Unstalled::new(stream, patience), router, peer, watcher, false).await,
+                None => {
+                    speak(&builder, Unstalled::new(stream, patience), router, peer, watcher, patience.idle, false).await
+                }
                 Some(tls) => match tls.accept(stream).await {
                     Some(stream) => {
-                        speak(&builder, Unstalled::new(stream, patience), router, peer, watcher, true).await
+                        speak(&builder, Unstalled::new(stream, patience), router, peer, watcher, patience.idle, true)
+                            .await
                     }
                     None => metrics::counter!("turnhouse_connections_refused_total", "reason" => "tls").increment(1),
                 },
@@ -205,23 +212,31 @@ async fn speak(
     router: Router,
     peer: SocketAddr,
     watcher: Watcher,
+    idle: Duration,
     encrypted: bool,
 ) {
+    let requests = Requests::default();
+    let asked = requests.clone();
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer.ip()));
-        let answered = router.clone().call(request);
+        let (answered, asked) = (router.clone().call(request), asked.begin());
         async move {
-            let mut response = answered.await;
-            if let (true, Ok(response)) = (encrypted, &mut response) {
+            let mut response = answered.await?;
+            if encrypted {
                 response.headers_mut().insert(header::STRICT_TRANSPORT_SECURITY, TRANSPORT_SECURITY);
             }
-            response
+            Ok::<_, Infallible>(response.map(|body| Answering::new(body, asked)))
         }
     });
     let connection = watcher.watch(builder.serve_connection(TokioIo::new(io), service).into_owned());
-    // What a client did to its connection is no error of ours.
-    if let Err(error) = connection.await {
-        tracing::debug!(error, %peer, "a connection ended early");
+    tokio::select! {
+        ended = connection => {
+            // What a client did to its connection is no error of ours.
+            if let Err(error) = ended {
+                tracing::debug!(error, %peer, "a connection ended early");
+            }
+        }
+        () = requests.idle(idle) => tracing::debug!(%peer, "an idle connection is let go"),
     }
 }
 

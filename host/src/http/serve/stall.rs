@@ -19,6 +19,8 @@ pub struct Patience {
     pub opening: Duration,
     /// Until it reads what was written to it.
     pub unread: Duration,
+    /// Without a request.
+    pub idle: Duration,
 }
 
 /// A connection with its clocks.
@@ -112,7 +114,7 @@ mod tests {
     #[tokio::test]
     async fn e6_a_client_that_reads_nothing_is_let_go() {
         let (ours, _theirs) = tokio::io::duplex(16);
-        let mut io = Unstalled::new(ours, Patience { opening: NEVER, unread: SOON });
+        let mut io = Unstalled::new(ours, Patience { opening: NEVER, unread: SOON, idle: NEVER });
         let written = tokio::time::timeout(Duration::from_secs(10), io.write_all(&[0; 64])).await;
         assert_eq!(written.expect("it gives up").unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
@@ -122,7 +124,7 @@ mod tests {
         for said in ["", "PRI * HTTP/2.0"] {
             let (ours, mut theirs) = tokio::io::duplex(64);
             theirs.write_all(said.as_bytes()).await.unwrap();
-            let mut io = Unstalled::new(ours, Patience { opening: SOON, unread: NEVER });
+            let mut io = Unstalled::new(ours, Patience { opening: SOON, unread: NEVER, idle: SOON });
             let read = tokio::time::timeout(Duration::from_secs(10), io.read_to_end(&mut Vec::new())).await;
             assert_eq!(read.expect("it gives up").unwrap_err().kind(), io::ErrorKind::TimedOut, "{said:?}");
         }
@@ -131,7 +133,7 @@ mod tests {
     #[tokio::test]
     async fn who_has_begun_may_be_silent() {
         let (ours, mut theirs) = tokio::io::duplex(64);
-        let mut io = Unstalled::new(ours, Patience { opening: SOON, unread: NEVER });
+        let mut io = Unstalled::new(ours, Patience { opening: SOON, unread: NEVER, idle: SOON });
         theirs.write_all(&[b'a'; OPENING_BYTES]).await.unwrap();
         io.read_exact(&mut [0; OPENING_BYTES]).await.unwrap();
         let silent = tokio::time::timeout(SOON * 5, io.read_u8()).await;

@@ -43,7 +43,7 @@ async fn rest(stream: &mut (impl AsyncRead + Unpin)) -> String {
 
 #[tokio::test]
 async fn who_says_nothing_is_let_go_and_who_speaks_is_answered() {
-    let patience = Patience { opening: SOON, unread: LONG };
+    let patience = Patience { opening: SOON, unread: LONG, idle: LONG };
     let (address, stop, server) = open(Door { patience, ..door(hello()) }).await;
     let mut silent = TcpStream::connect(address).await.unwrap();
     assert_eq!(rest(&mut silent).await, "");
@@ -87,6 +87,34 @@ async fn an_address_with_too_many_connections_gets_no_further_one() {
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// HTTP/2 has no clock of its own for whoever acknowledges pings and asks nothing.
+#[tokio::test]
+async fn an_idle_connection_is_let_go_and_one_with_a_stream_is_not() {
+    let idle = Duration::from_millis(200);
+    let (ended, end) = oneshot::channel::<()>();
+    let end = Arc::new(parking_lot::Mutex::new(Some(end)));
+    let stream = get(async move || {
+        let end = end.lock().take().expect("asked once");
+        Body::from_stream(futures_util::stream::once(async move {
+            let _ = end.await;
+            Ok::<_, std::io::Error>("over")
+        }))
+    });
+    let router = hello().route("/stream", stream);
+    let (address, stop, server) = open(Door { patience: Patience { idle, ..PATIENCE }, ..door(router) }).await;
+    let mut quiet = TcpStream::connect(address).await.unwrap();
+    quiet.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    quiet.write_all(&frame(4, 0, 0, &[])).await.unwrap();
+    rest(&mut quiet).await;
+    let mut reader = TcpStream::connect(address).await.unwrap();
+    reader.write_all(b"GET /stream HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+    tokio::time::sleep(idle * 4).await;
+    ended.send(()).unwrap();
+    assert!(rest(&mut reader).await.contains("over"), "a stream is not idle, however quiet it is");
+    stop.cancel();
+    server.await.unwrap();
 }
 
 #[tokio::test]
