@@ -1,6 +1,7 @@
 //! An agent's settings: what `PUT /v1/agents/{agent}` stores and a turn runs under. Pure.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +72,8 @@ pub struct AgentLimits {
     pub storage_bytes_max: Option<u64>,
 }
 
+/// Messages a second that a limit may say: what is far from them overflows in reckoning how long to wait.
+const RATES: RangeInclusive<f64> = 0.001..=1e6;
 /// Counts over this are no bounds.
 const COUNT_MAX: u32 = 1_000_000_000;
 
@@ -89,8 +92,8 @@ impl AgentLimits {
 
     fn check_own(&self) -> Result<(), InvalidSetting> {
         let says = |what: &str| Err(InvalidSetting(format!("limits.{what}")));
-        if self.submits_per_second.is_some_and(|rate| !rate.is_finite() || rate <= 0.0) {
-            return says("submits_per_second must be more than 0; leave it out for any number");
+        if self.submits_per_second.is_some_and(|rate| !RATES.contains(&rate)) {
+            return says("submits_per_second must be 0.001 to 1000000; leave it out for any number");
         }
         if self.submit_burst.is_some() && self.submits_per_second.is_none() {
             return says("submit_burst goes with limits.submits_per_second; set that, too");
@@ -275,6 +278,8 @@ mod tests {
         assert!(zero.check(&operator).is_err());
         for (own, field) in [
             (AgentLimits { submits_per_second: Some(0.0), ..AgentLimits::default() }, "submits_per_second"),
+            (AgentLimits { submits_per_second: Some(1e-300), ..AgentLimits::default() }, "submits_per_second"),
+            (AgentLimits { submits_per_second: Some(1e308), ..AgentLimits::default() }, "submits_per_second"),
             (AgentLimits { submits_per_second: Some(f64::NAN), ..AgentLimits::default() }, "submits_per_second"),
             (AgentLimits { submit_burst: Some(1), ..AgentLimits::default() }, "submits_per_second"),
             (AgentLimits { running_max: Some(0), ..AgentLimits::default() }, "running_max"),

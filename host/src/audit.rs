@@ -123,6 +123,10 @@ verbs! {
     ConversationReset = "conversation.reset";
     /// All of it was read out.
     ConversationExport = "conversation.export";
+    /// An admin named another's conversation.
+    ConversationChange = "conversation.change";
+    /// An admin cancelled another's turn.
+    TurnCancel = "turn.cancel";
 }
 
 impl Verb {

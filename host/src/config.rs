@@ -134,8 +134,12 @@ impl Config {
         let config: Config = figment.extract()?;
         config.limits.check().map_err(anyhow::Error::msg)?;
         config.cors_origins.iter().try_for_each(|origin| check_origin(origin))?;
+        let mut issuers = BTreeMap::new();
         for (name, issuer) in &config.oidc {
             issuer.check(name).map_err(anyhow::Error::msg)?;
+            if let Some(other) = issuers.insert(&issuer.issuer, name) {
+                anyhow::bail!("oidc.{other} and oidc.{name} trust the same issuer, {}; say it once", issuer.issuer);
+            }
         }
         Ok(config)
     }
@@ -207,6 +211,10 @@ mod tests {
             ("org = \"acme\"\nscopes = { member = [\"root\"] }", "root"),
             ("org = \"../acme\"", "org"),
             ("org = \"acme\"\naudience = \"x\"", "audience"),
+            (
+                "[oidc.second]\nissuer = \"https://id.example.org\"\naudiences = [\"other\"]",
+                "oidc.main and oidc.second trust the same issuer",
+            ),
         ] {
             let error = load(more).unwrap_err();
             assert!(error.contains(says), "{more}: {error}");

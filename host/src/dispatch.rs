@@ -17,6 +17,7 @@ use crate::clock::Clock;
 use crate::erase::Leaving;
 use crate::event::{self, Event};
 use crate::events::{LiveTurn, LiveTurns};
+use crate::host::STORE_PATIENCE;
 use crate::ids::{AgentId, OrgId, ReplicaId, TurnId};
 use crate::journal::{Asked, Journal, JournalError, Observer};
 use crate::lease::Lease;
@@ -31,7 +32,8 @@ use crate::store::{
     ClaimRequest, Claimed, Commit, CommitResult, Ended, Fenced, Hint, Requeue, RunningBound, Store, StoreError,
 };
 use crate::supervisor::Soon;
-use crate::turn::{Failure, Outcome};
+use crate::turn::{Failure, Outcome, Usage};
+use crate::turnstile::Turnstile;
 use crate::watch::Watch;
 
 /// At most so many turns are claimed by one statement.
@@ -42,6 +44,8 @@ const HAND_BACK_MS: u64 = 3_000;
 
 /// What runs here, and what it runs with.
 pub struct Dispatch {
+    /// Lets messages in.
+    pub turnstile: Turnstile,
     /// Room for instances.
     pub slots: Slots,
     /// Writes.
@@ -92,6 +96,8 @@ pub struct Running {
     pub turn_timeout_ms: u64,
     /// Its clocks, and the way to stop it.
     pub control: Arc<Control>,
+    /// It has ended, and what it used is told with its end.
+    accounted: AtomicBool,
 }
 
 impl Running {
@@ -110,6 +116,7 @@ impl Running {
             agent: claimed.agent.clone(),
             turn_timeout_ms,
             control: Arc::new(control),
+            accounted: AtomicBool::new(false),
         }
     }
 }
@@ -129,6 +136,7 @@ impl Dispatch {
         shared: bool,
     ) -> Arc<Dispatch> {
         Arc::new(Dispatch {
+            turnstile: Turnstile::default(),
             slots: Slots::new(limits.host_running_max),
             journal,
             live,
@@ -256,6 +264,21 @@ impl Dispatch {
                 false
             }
             None => false,
+        }
+    }
+
+    /// What a guest used whose turn ended without it. That it could not be told is no reason to keep anybody waiting.
+    pub async fn account(&self, running: &Running, usage: &Usage) {
+        if running.accounted.load(Ordering::Acquire) {
+            return;
+        }
+        let lease = &running.lease;
+        self.meters.add(&lease.org, &running.agent, usage);
+        let told = self.registry.add_usage(&lease.org, &running.agent, lease.turn, usage, self.clock.now());
+        match tokio::time::timeout(STORE_PATIENCE, told).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "what a turn used is not counted"),
+            Err(_late) => tracing::warn!("what a turn used is not counted: the store does not answer"),
         }
     }
 
@@ -402,6 +425,7 @@ impl Observer for Arc<Dispatch> {
         if ended.was_running
             && let Some(running) = self.tracked(ended.turn)
         {
+            running.accounted.fetch_or(ended.usage.is_some(), Ordering::AcqRel);
             // Its own runner has its outcome by now; anybody else's guest must go.
             running.control.stop(Stop::Ended);
         }

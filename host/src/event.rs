@@ -83,6 +83,11 @@ impl EventBatch {
         self.events.is_empty()
     }
 
+    /// What its events say, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.events.iter().map(|(kind, data)| kind.len() + data.get().len()).sum()
+    }
+
     /// As stored: `[["output.delta",{"text":"hi"}],…]`.
     pub fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(&self.events).expect("strings and raw JSON serialise")

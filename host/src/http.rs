@@ -13,7 +13,6 @@ use axum::http::{HeaderValue, header};
 use axum::response::IntoResponse as _;
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::sync::Semaphore;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::host::Host;
@@ -72,6 +71,8 @@ mod health;
 
 pub mod openapi;
 
+mod under_way;
+
 #[cfg(test)]
 mod tests;
 
@@ -79,6 +80,7 @@ pub use auth::Peer;
 pub use serve::{Tls, serve, serve_on};
 
 use problem::{Code, Problem};
+use under_way::UnderWay;
 
 /// What every route is given. Cheap to clone.
 #[derive(Clone)]
@@ -87,10 +89,9 @@ pub(crate) struct Gateway(Arc<Shared>);
 pub(crate) struct Shared {
     host: Host,
     readers: Arc<readers::Readers>,
-    /// Modules whose bodies are read or compiled: each holds up to `module_bytes_max` in memory.
-    uploads: Semaphore,
-    attachment_uploads: Arc<attachments::Uploads>,
-    exports: Arc<export::Exports>,
+    module_uploads: workers::Uploads,
+    attachment_uploads: Arc<UnderWay>,
+    exports: export::Exports,
     metrics: observe::RouteMetrics,
 }
 
@@ -106,9 +107,9 @@ impl Gateway {
         let limits = &host.config.limits;
         Gateway(Arc::new(Shared {
             readers: readers::Readers::new(limits),
-            uploads: Semaphore::new(limits.compiles_concurrent_max + 2),
-            attachment_uploads: Arc::default(),
-            exports: Arc::default(),
+            module_uploads: workers::Uploads::new(limits),
+            attachment_uploads: attachments::uploads(),
+            exports: export::Exports::default(),
             metrics: observe::RouteMetrics::default(),
             host,
         }))

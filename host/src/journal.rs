@@ -24,6 +24,9 @@ use crate::store::{
 /// At most so many writes share a transaction.
 const BATCH_MAX: usize = 256;
 
+/// Nor are more bytes gathered than this: one write alone may be larger. What a statement may take is bounded in time and in bytes.
+const BATCH_BYTES_MAX: usize = 16 << 20;
+
 /// Before what live turns have said is tried again where nothing else is to be written.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -216,14 +219,17 @@ impl Pending {
 /// Takes what is pending. Under load it lets the other threads have their say first, for as long as that brings more: a batch costs one
 /// flush of the disk, however large it is. This is no delay in time: where nobody else can run, nothing is waited for.
 fn gather(entries: &mut mpsc::UnboundedReceiver<(Write, Waiter)>, pending: &mut Vec<(Write, Waiter)>, busy: bool) {
+    let mut bytes: usize = pending.iter().map(|(write, _)| write.bytes()).sum();
     loop {
         let before = pending.len();
         while pending.len() < BATCH_MAX
+            && bytes < BATCH_BYTES_MAX
             && let Ok(next) = entries.try_recv()
         {
+            bytes += next.0.bytes();
             pending.push(next);
         }
-        if !busy || pending.len() == before || pending.len() == BATCH_MAX {
+        if !busy || pending.len() == before || pending.len() == BATCH_MAX || bytes >= BATCH_BYTES_MAX {
             return;
         }
         std::thread::yield_now();

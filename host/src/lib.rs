@@ -42,6 +42,8 @@ pub mod journal;
 
 pub mod slots;
 
+pub mod turnstile;
+
 pub mod dispatch;
 
 pub mod gate;

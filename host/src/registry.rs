@@ -13,6 +13,7 @@ use moka::sync::Cache;
 use crate::agent::{Agent, AgentSettings, InvalidSetting, NO_FILE_MODE};
 use crate::attachment::AttachmentId;
 use crate::audit::Actor;
+use crate::clock::Timestamp;
 use crate::content::Content;
 use crate::gate::SessionMode;
 use crate::host::Host;
@@ -22,7 +23,7 @@ use crate::journal::Observer;
 use crate::limits::Limits;
 use crate::sandbox::{Attachments, GuestLimits, LoadError, ModuleRefusal, PieceSource, Sandbox, Worker};
 use crate::store::{Claimed, Deleted, Direction, PutAgent, PutWorker, Result, Store, StoreError};
-use crate::turn::TurnState;
+use crate::turn::{TurnState, Usage};
 
 /// How long an agent's settings are believed at the edge, and a worker's version at all: another host may have changed the one, or deleted the
 /// other and given its name to other bytes.
@@ -222,6 +223,20 @@ impl GuestLimits {
                 .min(operator.snapshot_bytes_max),
             ..GuestLimits::from(operator)
         }
+    }
+}
+
+impl Registry {
+    /// See [`Store::add_usage`].
+    pub async fn add_usage(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        turn: TurnId,
+        usage: &Usage,
+        now: Timestamp,
+    ) -> Result<bool> {
+        self.store.add_usage(org, agent, turn, usage, now).await
     }
 }
 

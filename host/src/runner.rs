@@ -124,8 +124,10 @@ async fn step_through(dispatch: &Arc<Dispatch>, claimed: Claimed, running: &Runn
     };
     let finished = dispatch.sandbox.run(&prepared.worker, job).await;
     kill_point::pass("after_run");
-    if !control.answered() {
-        commit(dispatch, lease, grant, parent, finished, &live).await;
+    let usage = finished.usage;
+    let ended = !control.answered() && commit(dispatch, lease, grant, parent, finished, &live).await;
+    if !ended {
+        dispatch.account(running, &usage).await;
     }
     if let Some(directory) = directory {
         directory.leave().await;
@@ -194,7 +196,7 @@ async fn prepare(dispatch: &Dispatch, claimed: &Claimed) -> Result<Prepared, Unp
     Ok(Prepared { agent, worker, limits, history, attachments })
 }
 
-/// The turn's end, as the guest brought it about.
+/// The turn's end, as the guest brought it about. Whether this was its end.
 async fn commit(
     dispatch: &Dispatch,
     lease: &Lease,
@@ -202,7 +204,7 @@ async fn commit(
     parent: Option<uuid::Uuid>,
     finished: Finished,
     live: &Arc<LiveTurn>,
-) {
+) -> bool {
     if !finished.log.is_empty() {
         tracing::debug!(target: "turnhouse::guest", turn = %lease.turn, dropped = finished.log_bytes_dropped, log = %String::from_utf8_lossy(&finished.log));
     }
@@ -227,10 +229,12 @@ async fn commit(
         tail: live.close(lease.epoch),
         usage: Some(finished.usage),
     };
-    if !matches!(commit_until_written(dispatch, commit).await, Some(CommitResult::Won(_))) {
+    let won = matches!(commit_until_written(dispatch, commit).await, Some(CommitResult::Won(_)));
+    if !won {
         // Whoever reads here finds in the log how it ended, or who has it now.
         dispatch.lost(lease);
     }
+    won
 }
 
 /// Ends a turn, however long the store is away: the reply is kept here until it is back. `None` when the host stops first, or the store refuses the

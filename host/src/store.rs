@@ -20,6 +20,7 @@ use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId, Work
 use crate::lease::Lease;
 use crate::notes::NotesChange;
 use crate::quota::{LimitsChange, OwnLimits};
+use crate::turn::Usage;
 
 /// Declares statements and lists them, so that one test per database can look at every plan.
 macro_rules! statements {
@@ -325,6 +326,16 @@ pub trait Store: Send + Sync + 'static {
         now: Timestamp,
         by: &Actor,
     ) -> Result<Option<OwnLimits>>;
+    /// What the guest of a turn used that was ended without it: by an interrupt, with its conversation, by another host. Is added to what its org and
+    /// its agent have used, and told of the turn if that is still there. `false`: what it used was known, or it has not ended.
+    async fn add_usage(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        turn: TurnId,
+        usage: &Usage,
+        now: Timestamp,
+    ) -> Result<bool>;
     /// An org's own limits and what it uses. `None`: there is no such org.
     async fn org_use(&self, org: &OrgId, now: Timestamp) -> Result<Option<OrgUse>>;
 

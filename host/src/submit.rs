@@ -131,6 +131,9 @@ pub async fn submit(host: &Host, submission: Submission) -> Result<Submitted, Su
     let agent = host.agent(&submission.org, &submission.agent).await?.ok_or(SubmitError::NoSuchAgent)?;
     let limits = &host.config.limits;
     let attachments = attachments(host, &submission).await?;
+    let enter = tokio::time::timeout(STORE_PATIENCE, dispatch.turnstile.enter(&submission.org));
+    let _pass = enter.await.map_err(|_late| StoreError::Unavailable("the journal is stuck".to_owned()))?;
+    let files_bytes = attachments.iter().map(|attachment| attachment.bytes).sum();
     let turn = TurnId::new();
     // An envelope is a run of its own: it joins nothing.
     let own_run = matches!(submission.session, Session::Envelope { .. });
@@ -171,7 +174,10 @@ pub async fn submit(host: &Host, submission: Submission) -> Result<Submitted, Su
         collect: joinable.map(|message| Collect {
             message,
             parts_max: u32::try_from(limits.message_parts_max).unwrap_or(u32::MAX),
-            bytes_max: limits.request_body_bytes_max,
+            // What they say together is no more than one may say: JSON is no shorter than its text.
+            bytes_max: limits.message_text_bytes_max.min(limits.request_body_bytes_max),
+            files_bytes,
+            files_bytes_max: limits.message_attachments_bytes_max,
         }),
         bounds: QueueBounds {
             conversation_queue_max: limits.conversation_queue_max,

@@ -10,7 +10,7 @@ CREATE TYPE item AS (
   ord int, run_to int, kind text, org text, turn uuid, epoch int, agent text,
   run uuid, env_org text, conv text, mode text, usr text, sees_all boolean, dry boolean, key text, hash int, msg int, on_busy text,
   conv_max bigint, org_max bigint, host_max bigint, admission_ms bigint, queue_ms bigint, turn_ms bigint, attempts_max int, holder uuid, running_max bigint,
-  whole int, more int, parts int, parts_max int, bytes_max int,
+  whole int, more int, parts int, parts_max int, bytes_max int, files_bytes bigint, files_bytes_max bigint,
   files jsonb,                                                        -- what the message refers to: [{"digest": hex, "media_type": text}]
   slots int, backoff_ms bigint, backoff_ms_max bigint,
   first_seq bigint, body int, effect boolean, delay_ms bigint,
@@ -542,7 +542,7 @@ BEGIN
             IF v_have < 1 THEN
               v_text := 'submits_per_second';
               o.limit_max := v_rate[i];
-              o.wait_ms := ceil((1 - v_have) * 1000 / v_rate[i]);
+              o.wait_ms := least(1e15, ceil((1 - v_have) * 1000 / v_rate[i]));
             END IF;
           END IF;
           IF v_agent AND v_text IS NULL THEN
@@ -560,7 +560,7 @@ BEGIN
               IF v_agent_have < 1 THEN
                 v_text := 'agent_submits_per_second';
                 o.limit_max := ag.submits_per_second;
-                o.wait_ms := ceil((1 - v_agent_have) * 1000 / ag.submits_per_second);
+                o.wait_ms := least(1e15, ceil((1 - v_agent_have) * 1000 / ag.submits_per_second));
               END IF;
             END IF;
           END IF;
@@ -573,7 +573,9 @@ BEGIN
                    ORDER BY b.seq DESC LIMIT 1) b
             JOIN turns t ON t.org_id = it.org AND t.turn_id = b.turn_id
            WHERE b.collected > 0 AND b.collected + it.parts + 1 <= it.parts_max AND length(t.message) + length(p_bodies[it.more]) <= it.bytes_max
-             AND t.dry_run = it.dry;
+             AND t.dry_run = it.dry
+             AND (it.files_bytes = 0 OR it.files_bytes + (SELECT coalesce(sum(a.bytes), 0) FROM attachment_refs f
+                  JOIN attachments a ON a.org_id = f.org_id AND a.digest = f.digest WHERE f.org_id = it.org AND f.turn_id = b.turn_id) <= it.files_bytes_max);
           IF FOUND THEN
             UPDATE turns SET message = substring(message FROM 1 FOR length(message) - 2) || p_bodies[it.more] WHERE org_id = it.org AND turn_id = v_turn;
             UPDATE turn_markers SET collected = collected + it.parts + 1 WHERE org_id = it.org AND turn_id = v_turn;

@@ -33,14 +33,17 @@ DECLARE
   v_now bigint;
   v_waiting int := 0; v_ready int := 0; v_running int := 0;
   v_ends item[];
+  v_user text;
   e record;
 BEGIN
   PERFORM 1 FROM org_load l WHERE l.org_id = p_org FOR NO KEY UPDATE;
   v_now := coalesce(p_now, turnhouse_now());
-  -- Also those without a place: a turn that named this conversation is part of what is deleted. All at once, so that nobody becomes ready.
+  -- Also those without a place: its owner's turn that named this conversation is part of what is deleted. Another's is not: it never was in this
+  -- conversation, whose owner cannot see it. All at once, so that nobody becomes ready.
+  SELECT c.user_id INTO v_user FROM conversations c WHERE c.org_id = p_org AND c.agent_id = p_agent AND c.conversation_id = p_conversation;
   v_ends := ARRAY(SELECT jsonb_populate_record(NULL::item, jsonb_build_object('org', p_org, 'turn', t.turn_id, 'outcome', 'cancelled', 'cancelled_by', 'deleted'))
                     FROM turns t JOIN turn_markers k ON k.org_id = t.org_id AND k.turn_id = t.turn_id
-                   WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation);
+                   WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation AND (t.seq IS NOT NULL OR t.user_id = v_user));
   FOR e IN SELECT * FROM end_turns(v_now, v_ends, '{}', false, true) LOOP
     v_waiting := v_waiting + (e.was = 'waiting')::int;
     v_ready := v_ready + (e.was = 'ready')::int;
@@ -52,16 +55,17 @@ BEGIN
     RAISE EXCEPTION 'a live turn could not be ended' USING ERRCODE = 'integrity_constraint_violation';
   END IF;
   DELETE FROM turn_events v USING turns t
-   WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation AND v.org_id = p_org AND v.turn_id = t.turn_id;
+   WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation AND (t.seq IS NOT NULL OR t.user_id = v_user) AND v.org_id = p_org AND v.turn_id = t.turn_id;
   -- Files go with the last turn that refers to them: whoever uploaded one for a turn of this conversation has it no longer.
   DELETE FROM attachment_uploads u USING attachment_refs r, turns t
-   WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation AND r.org_id = p_org AND r.turn_id = t.turn_id
+   WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation AND (t.seq IS NOT NULL OR t.user_id = v_user) AND r.org_id = p_org AND r.turn_id = t.turn_id
      AND u.org_id = p_org AND u.digest = r.digest AND u.user_id = r.user_id;
   DELETE FROM attachment_refs r USING turns t
-   WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation AND r.org_id = p_org AND r.turn_id = t.turn_id;
-  DELETE FROM turns t WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation;
+   WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation AND (t.seq IS NOT NULL OR t.user_id = v_user) AND r.org_id = p_org AND r.turn_id = t.turn_id;
+  DELETE FROM turns t WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation AND (t.seq IS NOT NULL OR t.user_id = v_user);
   DELETE FROM snapshots s WHERE s.org_id = p_org AND s.agent_id = p_agent AND s.conversation_id = p_conversation;
-  DELETE FROM idempotency_keys k WHERE k.org_id = p_org AND k.agent_id = p_agent AND k.conversation_id = p_conversation;
+  DELETE FROM idempotency_keys k WHERE k.org_id = p_org AND k.agent_id = p_agent AND k.conversation_id = p_conversation
+     AND NOT EXISTS (SELECT 1 FROM turns t WHERE t.org_id = p_org AND t.turn_id = k.turn_id);
   UPDATE conversations c SET generation = p_generation, head_run = p_generation, kept_runs = '{}', deleted_at = v_now
    WHERE c.org_id = p_org AND c.agent_id = p_agent AND c.conversation_id = p_conversation;
   UPDATE org_load l SET waiting = waiting - v_waiting, ready = ready - v_ready, running = running - v_running

@@ -63,4 +63,29 @@ BEGIN
   RETURN true;
 END $$;
 
+-- What the guest of a turn used that ended without it: by an interrupt, with its conversation, by another host. p_cpu_max: what an org may use that has no
+-- limit of its own; 0: any. False: it was known, or the turn has not ended.
+CREATE FUNCTION add_usage(p_now bigint, p_org text, p_agent text, p_turn uuid, p_cpu_ms float8, p_wall_ms float8, p_memory bigint, p_calls bigint,
+                          p_bytes_in bigint, p_bytes_out bigint, p_instance_ms float8, p_cpu_max bigint)
+RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+  v_hour bigint := coalesce(p_now, turnhouse_now()) / 3600000;
+BEGIN
+  PERFORM 1 FROM org_load WHERE org_id = p_org FOR NO KEY UPDATE;
+  IF NOT FOUND THEN
+    RETURN false;
+  END IF;
+  UPDATE turns SET cpu_ms = p_cpu_ms, wall_ms = p_wall_ms, memory_peak_bytes = p_memory, host_calls = p_calls, bytes_in = p_bytes_in,
+         bytes_out = p_bytes_out, instance_ms = p_instance_ms
+   WHERE org_id = p_org AND turn_id = p_turn AND outcome IS NOT NULL AND cpu_ms IS NULL;
+  IF NOT FOUND AND EXISTS (SELECT 1 FROM turns WHERE org_id = p_org AND turn_id = p_turn) THEN
+    RETURN false;
+  END IF;
+  UPDATE org_load SET cpu_ms = CASE WHEN cpu_hour = v_hour THEN cpu_ms ELSE 0 END + p_cpu_ms, cpu_hour = v_hour
+   WHERE org_id = p_org AND coalesce(cpu_ms_per_hour, p_cpu_max) > 0;
+  UPDATE agent_load SET cpu_ms = CASE WHEN cpu_hour = v_hour THEN cpu_ms ELSE 0 END + p_cpu_ms, cpu_hour = v_hour
+   WHERE org_id = p_org AND agent_id = p_agent AND cpu_ms_per_hour > 0;
+  RETURN true;
+END $$;
+
 SELECT build_wall();

@@ -27,6 +27,7 @@ use turnhouse::store::{
     PutWorker, RemoveMember, Result, Retained, Retention, SnapshotPlace, SnapshotRecord, Starter, Store, StoreError,
     StoreStatus, SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
 };
+use turnhouse::turn::Usage;
 use uuid::Uuid;
 
 /// What becomes of calls.
@@ -482,6 +483,17 @@ impl Store for Faulty {
 
     async fn agent_use(&self, org: &OrgId, agent: &AgentId, now: Timestamp) -> Result<Option<AgentUse>> {
         self.through(Call::Read, self.store.agent_use(org, agent, self.now(now))).await
+    }
+
+    async fn add_usage(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        turn: TurnId,
+        usage: &Usage,
+        now: Timestamp,
+    ) -> Result<bool> {
+        self.through(Call::Read, self.store.add_usage(org, agent, turn, usage, self.now(now))).await
     }
 
     async fn org_use(&self, org: &OrgId, now: Timestamp) -> Result<Option<OrgUse>> {

@@ -16,7 +16,7 @@ Examples:
   turnhouse serve --database-url postgres://turnhouse@db.internal/turnhouse?sslmode=verify-full
   turnhouse serve --listen 0.0.0.0:8787 --config /etc/turnhouse.toml --log-format json
 
-Every setting of the file is a variable too: TURNHOUSE_LIMITS__HOST_RUNNING_MAX=200. TURNHOUSE_LOG filters the log: info,turnhouse=debug.
+Every setting of the file is a variable too: TURNHOUSE_LIMITS__HOST_RUNNING_MAX=200. TURNHOUSE_LOG filters the log: info,turnhouse=debug,turnhouse::guest=off;\nwithout the last of these, what workers write into their own log is in it.
 SIGTERM drains; a second one ends at once.";
 
 /// Run a host

@@ -1,13 +1,11 @@
 //! `/v1/attachments`: files that messages refer to. They come in before the message, and are read by whoever may read it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use parking_lot::Mutex;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -18,6 +16,7 @@ use super::auth::{Attach, May};
 use super::body::read_attachment;
 use super::params::Ids;
 use super::problem::{Code, Problem};
+use super::under_way::UnderWay;
 use super::views::{json, located};
 use crate::attachment::{Attachment, AttachmentId, PIECE_BYTES, is_media_type};
 use crate::caller::Scopes;
@@ -32,40 +31,6 @@ const UPLOADS_MAX: usize = 32;
 /// Its routes.
 pub fn routes() -> OpenApiRouter<Gateway> {
     OpenApiRouter::new().routes(routes!(create_attachment)).routes(routes!(get_attachment))
-}
-
-/// Whose uploads are under way.
-#[derive(Default)]
-pub struct Uploads(Mutex<HashMap<OrgId, usize>>);
-
-/// An upload's place among them.
-struct Uploading {
-    uploads: Arc<Uploads>,
-    org: OrgId,
-}
-
-impl Uploads {
-    fn begin(self: &Arc<Self>, org: &OrgId) -> Result<Uploading, Problem> {
-        let mut under_way = self.0.lock();
-        let full = under_way.values().sum::<usize>() >= UPLOADS_MAX;
-        let of_org = under_way.entry(org.clone()).or_default();
-        if full || *of_org >= UPLOADS_OF_ORG_MAX {
-            let detail = "as many attachments are uploaded to this host as it takes at once; try again";
-            return Err(Problem::new(Code::TooManyStreams, detail));
-        }
-        *of_org += 1;
-        Ok(Uploading { uploads: self.clone(), org: org.clone() })
-    }
-}
-
-impl Drop for Uploading {
-    fn drop(&mut self) {
-        let mut under_way = self.uploads.0.lock();
-        if let Some(of_org) = under_way.get_mut(&self.org) {
-            *of_org -= 1;
-        }
-        under_way.retain(|_, count| *count > 0);
-    }
 }
 
 /// An attachment as it is shown to whoever uploaded it.
@@ -84,6 +49,11 @@ struct AttachmentView {
     /// Until when it is kept if no message refers to it.
     #[schema(value_type = String, format = DateTime)]
     expires_at: Timestamp,
+}
+
+/// Whose uploads are under way.
+pub fn uploads() -> Arc<UnderWay> {
+    UnderWay::new("uploads of attachments", UPLOADS_OF_ORG_MAX, UPLOADS_MAX)
 }
 
 /// Upload an attachment
@@ -109,6 +79,10 @@ async fn create_attachment(
     let (status, uploaded_at) = match put {
         PutAttachment::Created(at) => (StatusCode::CREATED, at),
         PutAttachment::Existing(at) => (StatusCode::OK, at),
+        PutAttachment::StorageFull(max) => {
+            let detail = format!("the org has stored the {max} bytes that it may; delete conversations or workers");
+            return Err(Problem::new(Code::QuotaExhausted, detail));
+        }
         PutAttachment::NoOrg => return Err(Problem::not_found("org")),
         PutAttachment::Full => {
             let detail = format!(

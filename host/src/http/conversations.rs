@@ -16,6 +16,7 @@ use super::page::{List, PageQuery, name_cursor, place_cursor};
 use super::params::Ids;
 use super::problem::{Code, Problem};
 use super::views::{ConversationView, MessageView, TurnView, json, located};
+use crate::audit::{Act, Verb};
 use crate::caller::{Caller, Scopes};
 use crate::ids::{AgentId, ConversationId};
 use crate::notes::NotesChange;
@@ -155,7 +156,11 @@ async fn patch_conversation(
     let body = JsonBytes::read(&parts.headers, body, NOTES_BODY_BYTES_MAX).await?;
     let change: NotesChange = body.parse_named(Code::InvalidSetting)?;
     change.check().map_err(|why| Problem::new(Code::InvalidSetting, why))?;
-    opened(&gateway, &caller, &agent, &conversation).await?;
+    let found = opened(&gateway, &caller, &agent, &conversation).await?;
+    if found.user != caller.user {
+        let (act, host) = (Act::conversation(Verb::ConversationChange, &agent, &conversation), &gateway.host);
+        host.store.record_act(Some(&caller.org), &act, host.clock.now(), &caller.actor()).await?;
+    }
     if !gateway.host.store.write_notes(&caller.org, &agent, &conversation, &change).await? {
         return Err(Problem::not_found("conversation"));
     }

@@ -3,17 +3,18 @@
 //! A page at a time is read and written, and the next only once the client has taken it: memory is bounded by a page, whatever there is to read. The
 //! pages are of different moments. The last line counts the others, so that an export that broke off is not taken for a whole one.
 
-use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::{BufMut as _, Bytes, BytesMut};
-use parking_lot::Mutex;
+use futures_util::Stream;
 use serde::Serialize;
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -22,11 +23,13 @@ use super::auth::{Administer, Converse, May};
 use super::conversations::opened;
 use super::members::MemberView;
 use super::params::Ids;
-use super::problem::{Code, Problem};
+use super::problem::Problem;
+use super::under_way::{Place, UnderWay};
 use super::views::Stored;
 use crate::agent::Agent;
 use crate::attachment::{Attachment, AttachmentId};
 use crate::audit::{Act, AuditEntry, AuditFilter, AuditPlace, Verb};
+use crate::caller::Owned;
 use crate::clock::Timestamp;
 use crate::host::Host;
 use crate::ids::{AgentId, ConversationId, OrgId, RunId, TurnId, UserId, WorkerName};
@@ -38,8 +41,9 @@ use crate::turn::{CancelledBy, Failure, TurnState, Usage};
 
 /// What the first line says of the lines behind it. A change that takes something away is another number.
 const FORMAT_VERSION: u32 = 1;
-/// Exports of a host at once.
-const EXPORTS_MAX: usize = 8;
+/// For how long a client may leave a page lying, and how long all of them may take: an export holds a place that others wait for.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(60);
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(3_600);
 /// Rows of a page that have no bodies.
 const ROWS: usize = 100;
 /// Turns of a page: at most so many messages and replies are in memory, and fewer once they turn out to be large.
@@ -52,37 +56,19 @@ pub fn routes() -> OpenApiRouter<Gateway> {
     OpenApiRouter::new().routes(routes!(export_org)).routes(routes!(export_conversation))
 }
 
-/// Whose exports run: one an org, so that nobody has a host read the same tables over and over at once.
-#[derive(Default)]
-pub struct Exports(Mutex<HashSet<OrgId>>);
-
-/// An export's place among them.
-struct Running {
-    exports: Arc<Exports>,
-    org: OrgId,
+/// Exports that run: one of an org, so that nobody has a host read the same tables over and over at once, and a few of its conversations, which are counted
+/// apart so that no member keeps an admin from theirs.
+pub struct Exports {
+    of_orgs: Arc<UnderWay>,
+    of_conversations: Arc<UnderWay>,
 }
 
-impl Exports {
-    fn begin(self: &Arc<Self>, org: &OrgId) -> Result<Running, Problem> {
-        let mut running = self.0.lock();
-        if running.contains(org) {
-            let detail = "an export of this org is under way on this host; let it end, or end it, first";
-            return Err(Problem::new(Code::TooManyStreams, detail));
+impl Default for Exports {
+    fn default() -> Exports {
+        Exports {
+            of_orgs: UnderWay::new("exports", 1, 8),
+            of_conversations: UnderWay::new("exports of conversations", 4, 32),
         }
-        if running.len() >= EXPORTS_MAX {
-            return Err(Problem::new(
-                Code::TooManyStreams,
-                "this host writes as many exports as it does at once; try again",
-            ));
-        }
-        running.insert(org.clone());
-        Ok(Running { exports: self.clone(), org: org.clone() })
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.exports.0.lock().remove(&self.org);
     }
 }
 
@@ -97,7 +83,8 @@ impl Drop for Running {
 async fn export_org(State(gateway): State<Gateway>, caller: May<Administer>) -> Result<Response, Problem> {
     caller.as_admin()?;
     let act = Act::new(Verb::OrgExport, "org", json!({}));
-    begin(&gateway, &caller.org, Among::All, act, &caller.actor()).await
+    let Some(org) = gateway.host.store.org(&caller.org).await? else { return Err(Problem::not_found("org")) };
+    begin(&gateway, &caller.org, Among::All, Begun { at: org.created_at, user: None }, act, &caller.actor()).await
 }
 
 /// Export a conversation
@@ -111,35 +98,100 @@ async fn export_conversation(
     caller: May<Converse>,
     Ids((agent, conversation)): Ids<(AgentId, ConversationId)>,
 ) -> Result<Response, Problem> {
-    opened(&gateway, &caller, &agent, &conversation).await?;
+    let found = opened(&gateway, &caller, &agent, &conversation).await?;
+    let begun = Begun { at: found.created_at, user: Some(found.user) };
     let act = Act::conversation(Verb::ConversationExport, &agent, &conversation);
-    begin(&gateway, &caller.org, Among::One(agent, conversation), act, &caller.actor()).await
+    begin(&gateway, &caller.org, Among::One(agent, conversation), begun, act, &caller.actor()).await
 }
 
 async fn begin(
     gateway: &Gateway,
     org: &OrgId,
     among: Among,
+    begun: Begun,
     act: Act,
     by: &crate::audit::Actor,
 ) -> Result<Response, Problem> {
-    let running = gateway.exports.begin(org)?;
+    let (of, exports) = match among {
+        Among::All => ("org", &gateway.exports.of_orgs),
+        Among::One(..) => ("conversation", &gateway.exports.of_conversations),
+    };
+    let place = exports.begin(org)?;
     let host = gateway.host.clone();
     // Before the first byte: it changes nothing that it could be written down with.
     host.store.record_act(Some(org), &act, host.clock.now(), by).await?;
-    let of = if among == Among::All { "org" } else { "conversation" };
     metrics::counter!("turnhouse_exports_total", "of" => of).increment(1);
-    let export = Export { host, org: org.clone(), among, stage: Stage::Head, lines: 0, turns: 4, _running: running };
-    let pages = futures_util::stream::try_unfold(export, async |mut export: Export| {
-        let page = export.page().await.inspect_err(|error| tracing::warn!(%error, "an export breaks off"))?;
-        Ok::<_, StoreError>(page.map(|page| (page, export)))
-    });
+    let export = Export { host, org: org.clone(), among, begun, stage: Stage::Head, lines: 0, turns: 4 };
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
         (header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment; filename=\"export.jsonl\"")),
     ];
-    Ok((StatusCode::OK, headers, Body::from_stream(pages)).into_response())
+    Ok((StatusCode::OK, headers, Body::from_stream(taken(export, place, PAGE_TIMEOUT, EXPORT_TIMEOUT))).into_response())
+}
+
+/// The export's pages as they are taken. It runs by itself, since the body of a client that takes nothing is not even asked for more: so it ends, and its
+/// place is free, whatever the client does. What breaks off ends in an error and not as if that were all.
+fn taken(
+    export: Export,
+    place: Place,
+    page_timeout: Duration,
+    timeout: Duration,
+) -> impl Stream<Item = Result<Bytes, BrokenOff>> {
+    let (pages, taken) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let _place = place;
+        let why = match tokio::time::timeout(timeout, write(export, &pages, page_timeout)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(why)) => why,
+            Err(_) => BrokenOff::TooSlow,
+        };
+        tracing::warn!(error = %why, "an export breaks off");
+    });
+    futures_util::stream::unfold(Some(taken), async |taken| {
+        let mut taken = taken?;
+        match taken.recv().await {
+            Some(Some(page)) => Some((Ok(page), Some(taken))),
+            Some(None) => None,
+            None => Some((Err(BrokenOff::Here), None)),
+        }
+    })
+}
+
+/// Writes page after page, and `None` behind the last.
+async fn write(
+    mut export: Export,
+    pages: &mpsc::Sender<Option<Bytes>>,
+    page_timeout: Duration,
+) -> Result<(), BrokenOff> {
+    loop {
+        let page = export.page().await?;
+        let last = page.is_none();
+        pages.send_timeout(page, page_timeout).await.map_err(|_| BrokenOff::TooSlow)?;
+        if last {
+            return Ok(());
+        }
+    }
+}
+
+/// Why an export is not whole.
+#[derive(Debug, thiserror::Error)]
+enum BrokenOff {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("what is exported was deleted")]
+    Gone,
+    #[error("its client went away, or takes it too slowly")]
+    TooSlow,
+    #[error("the export broke off")]
+    Here,
+}
+
+/// What an org or a conversation is told by from another that has its name later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Begun {
+    at: Timestamp,
+    user: Option<UserId>,
 }
 
 /// Where an export is.
@@ -147,11 +199,11 @@ struct Export {
     host: Host,
     org: OrgId,
     among: Among,
+    begun: Begun,
     stage: Stage,
     lines: u64,
     /// Turns of the next page.
     turns: usize,
-    _running: Running,
 }
 
 /// What is read next, and after what.
@@ -171,7 +223,27 @@ enum Stage {
 
 impl Export {
     /// The next page of lines; `None` behind the last.
-    async fn page(&mut self) -> StoreResult<Option<Bytes>> {
+    async fn page(&mut self) -> Result<Option<Bytes>, BrokenOff> {
+        let page = self.read().await?;
+        // After it was read: what was the caller's when the export began may have been deleted and begun again, as somebody else's.
+        if page.is_some() && self.still_begun().await?.as_ref() != Some(&self.begun) {
+            return Err(BrokenOff::Gone);
+        }
+        Ok(page)
+    }
+
+    async fn still_begun(&self) -> StoreResult<Option<Begun>> {
+        let store = &self.host.store;
+        Ok(match &self.among {
+            Among::All => store.org(&self.org).await?.map(|org| Begun { at: org.created_at, user: None }),
+            Among::One(agent, conversation) => {
+                let found = store.conversation(&self.org, agent, conversation).await?.map(Owned::for_host);
+                found.map(|found| Begun { at: found.created_at, user: Some(found.user) })
+            }
+        })
+    }
+
+    async fn read(&mut self) -> StoreResult<Option<Bytes>> {
         let mut page = BytesMut::new();
         while page.is_empty() {
             self.stage = match std::mem::replace(&mut self.stage, Stage::Done) {
@@ -366,6 +438,7 @@ struct TurnLine {
     id: TurnId,
     agent_id: AgentId,
     conversation_id: Option<ConversationId>,
+    user_id: UserId,
     run_id: Option<RunId>,
     seq: Option<i64>,
     private: bool,
@@ -391,6 +464,7 @@ impl From<TurnRecord> for TurnLine {
             id: turn.id,
             agent_id: turn.agent,
             conversation_id: turn.conversation,
+            user_id: turn.user,
             run_id: turn.run_id,
             seq: turn.seq,
             private: turn.private,
@@ -408,22 +482,5 @@ impl From<TurnRecord> for TurnLine {
             started_at: turn.started_at,
             ended_at: turn.ended_at,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_org_has_one_export_at_a_time_and_a_host_a_few() {
-        let exports: Arc<Exports> = Arc::default();
-        let org = |n: usize| OrgId::parse(&format!("org{n}")).unwrap();
-        let first = exports.begin(&org(0)).ok().unwrap();
-        assert_eq!(exports.begin(&org(0)).err().unwrap().code(), Code::TooManyStreams);
-        let others: Vec<Running> = (1..EXPORTS_MAX).map(|n| exports.begin(&org(n)).ok().unwrap()).collect();
-        assert_eq!(exports.begin(&org(EXPORTS_MAX)).err().unwrap().code(), Code::TooManyStreams);
-        drop((first, others));
-        assert!(exports.begin(&org(0)).is_ok(), "an export that ends makes room");
     }
 }

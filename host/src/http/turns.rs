@@ -26,6 +26,7 @@ use super::readers::Permit;
 use super::views::{StreamEvent, TurnRef, TurnView, json, located};
 use super::{Gateway, conversations, message, sse, ticket};
 use crate::admission::OnBusy;
+use crate::audit::{Act, Verb};
 use crate::caller::{Caller, Scopes};
 use crate::content::Content;
 use crate::event::EventId;
@@ -124,10 +125,16 @@ async fn with_events(gateway: &Gateway, caller: &Caller, submission: Submission)
     // Before the message is accepted: a refusal here must leave nothing behind.
     let room = gateway.readers.admit(&caller.org)?;
     let submitted = submit(&gateway.host, submission).await?;
-    let reader = Reader::of_submitted(&gateway.host, caller.org.clone(), &submitted);
-    let mut response = streamed(gateway, reader, room.of_turn(submitted.turn)?);
+    let mut response = match room.of_turn(submitted.turn) {
+        Ok(permit) => {
+            let reader = Reader::of_submitted(&gateway.host, caller.org.clone(), &submitted);
+            located(streamed(gateway, reader, permit), &turn_path(submitted.turn))
+        }
+        // A turn that was there before has as many readers as it may. The message is part of it, so this is no refusal.
+        Err(_) => accepted(gateway, caller, &submitted).await?,
+    };
     mark_replayed(&mut response, &submitted);
-    Ok(located(response, &turn_path(submitted.turn)))
+    Ok(response)
 }
 
 /// Submits and answers with the ended turn, if it has ended within `seconds` of `received`; else with its place.
@@ -142,12 +149,16 @@ async fn with_the_end(
     let submitted = submit(&gateway.host, submission).await?;
     let ended = match room.of_turn(submitted.turn) {
         Ok(_room) => ended_by(gateway, caller, &submitted, received + Duration::from_secs(seconds)).await,
-        // Only a replay meets other readers of its turn.
-        Err(_) => None,
+        // Only a turn that was there before has other readers.
+        Err(_) => Waited::InVain,
     };
     let mut response = match ended {
-        Some(turn) => json(StatusCode::OK, &TurnView::from(turn))?,
-        None => accepted(gateway, caller, &submitted).await?,
+        Waited::Ended(turn) => json(StatusCode::OK, &TurnView::from(*turn))?,
+        Waited::Deleted => located(
+            json(StatusCode::ACCEPTED, &TurnRef::new(submitted.turn, TurnState::Cancelled))?,
+            &turn_path(submitted.turn),
+        ),
+        Waited::InVain => accepted(gateway, caller, &submitted).await?,
     };
     let applied = HeaderValue::from_str(&format!("wait={seconds}")).expect("a number");
     response.headers_mut().insert(PREFERENCE_APPLIED, applied);
@@ -189,8 +200,16 @@ fn turn_path(turn: TurnId) -> String {
     format!("/v1/turns/{turn}")
 }
 
+/// How waiting for a turn's end ended.
+enum Waited {
+    Ended(Box<TurnRecord>),
+    /// It ended with its conversation, of which nothing is left.
+    Deleted,
+    InVain,
+}
+
 /// The turn, if it has ended before `until`. What goes wrong here is no failure of an accepted turn: the client is told where to look.
-async fn ended_by(gateway: &Gateway, caller: &Caller, submitted: &Submitted, until: Instant) -> Option<TurnRecord> {
+async fn ended_by(gateway: &Gateway, caller: &Caller, submitted: &Submitted, until: Instant) -> Waited {
     let mut reader = Reader::of_submitted(&gateway.host, caller.org.clone(), submitted);
     let terminal = async {
         loop {
@@ -206,9 +225,13 @@ async fn ended_by(gateway: &Gateway, caller: &Caller, submitted: &Submitted, unt
         }
     };
     if !tokio::time::timeout_at(until, terminal).await.unwrap_or(false) {
-        return None;
+        return Waited::InVain;
     }
-    gateway.host.store.turn(&caller.org, submitted.turn).await.ok().flatten().and_then(|owned| owned.open(caller))
+    match gateway.host.store.turn(&caller.org, submitted.turn).await {
+        Ok(Some(owned)) => owned.open(caller).map_or(Waited::InVain, |turn| Waited::Ended(Box::new(turn))),
+        Ok(None) => Waited::Deleted,
+        Err(_) => Waited::InVain,
+    }
 }
 
 /// What `reader` reads, as a response. The caller has been found to see its turn.
@@ -295,6 +318,11 @@ async fn cancel_turn(
 ) -> Result<Response, Problem> {
     let (_, own) = opened(&gateway, &caller, turn).await?;
     let by = if own { CancelledBy::User } else { CancelledBy::Admin };
+    if !own {
+        let act = Act::new(Verb::TurnCancel, format!("turn/{turn}"), serde_json::json!({}));
+        let host = &gateway.host;
+        host.store.record_act(Some(&caller.org), &act, host.clock.now(), &caller.actor()).await?;
+    }
     let state = gateway.host.cancel(&caller.org, turn, by).await?.ok_or_else(|| Problem::not_found("turn"))?;
     json(StatusCode::OK, &TurnRef::new(turn, state))
 }

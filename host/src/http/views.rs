@@ -388,6 +388,7 @@ mod tests {
         let turn = TurnRecord {
             org: "acme".parse().unwrap(),
             id,
+            user: "ann".parse().unwrap(),
             agent: "support".parse().unwrap(),
             conversation: Some("c-42".parse().unwrap()),
             run_id: Some(id.into()),

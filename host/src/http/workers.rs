@@ -1,8 +1,11 @@
 //! `/v1/workers`: modules come in, are listed, and go.
 
+use std::sync::Arc;
+
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
+use tokio::sync::Semaphore;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -12,14 +15,40 @@ use super::body::read_module;
 use super::page::{List, PageQuery, name_cursor};
 use super::params::Ids;
 use super::problem::{Code, Problem};
+use super::under_way::UnderWay;
 use super::views::{WorkerView, json};
 use crate::ids::WorkerName;
+use crate::limits::Limits;
 use crate::registry::UploadError;
 use crate::store::{Deleted, PutWorker};
 
 /// Its routes.
 pub fn routes() -> OpenApiRouter<Gateway> {
     OpenApiRouter::new().routes(routes!(list_workers)).routes(routes!(put_worker, get_worker, delete_worker))
+}
+
+/// Uploads of one org at once: one is read and compiled, the others wait for it.
+const UPLOADS_OF_ORG_MAX: usize = 8;
+/// And of all: so many wait.
+const UPLOADS_MAX: usize = 256;
+/// Modules whose bodies are read while others are compiled.
+const BODIES_MAX: usize = 6;
+
+/// Whose uploads are under way.
+pub struct Uploads {
+    waiting: Arc<UnderWay>,
+    /// Each holds up to `module_bytes_max` in memory. An org has one of them: whoever sends slowly delays nobody else.
+    bodies: Semaphore,
+}
+
+impl Uploads {
+    /// Bounds from `limits`.
+    pub fn new(limits: &Limits) -> Uploads {
+        Uploads {
+            waiting: UnderWay::new("uploads of modules", UPLOADS_OF_ORG_MAX, UPLOADS_MAX),
+            bodies: Semaphore::new(limits.compiles_concurrent_max + BODIES_MAX),
+        }
+    }
 }
 
 /// Upload a module
@@ -34,7 +63,10 @@ async fn put_worker(
     Ids(worker): Ids<WorkerName>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let _room = gateway.uploads.acquire().await.expect("it is never closed");
+    let uploads = &gateway.module_uploads;
+    let place = uploads.waiting.begin(&caller.org)?;
+    let _alone = place.alone().await;
+    let _room = uploads.bodies.acquire().await.expect("it is never closed");
     let wasm = read_module(request, gateway.host.config.limits.module_bytes_max).await?;
     match gateway.host.upload_worker(&caller.org, &worker, wasm, &caller.actor()).await {
         Ok(PutWorker::Created(version)) => json(StatusCode::CREATED, &WorkerView::from(version)),

@@ -88,6 +88,7 @@ macro_rules! rules {
             limits: [
                 o3_an_orgs_messages_come_at_its_rate, o3_a_rate_is_one_for_a_batch_and_what_joins_counts, o3_what_was_accepted_before_costs_nothing,
                 o3_an_orgs_own_bound_holds_for_claims_and_fused_starts, o3_an_orgs_own_queue_is_bounded, o3_processor_time_is_bounded_by_the_hour,
+                o3_processor_time_counts_however_a_turn_ends,
                 o3_a_limit_is_its_orgs_own_and_written_down, what_is_used_is_told,
             ]
             agent_limits: [
@@ -206,7 +207,8 @@ pub(super) fn message(conversation_id: &str) -> Accept {
 /// The same, with `on_busy: collect` where a turn's message may have so many parts.
 pub(super) fn collecting(message: Accept, parts_max: u32) -> Accept {
     let joinable = Joinable::of(&message.message).unwrap();
-    let collect = Some(Collect { message: joinable, parts_max, bytes_max: 1_000 });
+    let files_bytes = message.attachments.iter().map(|file| file.bytes).sum();
+    let collect = Some(Collect { message: joinable, parts_max, bytes_max: 1_000, files_bytes, files_bytes_max: 10 });
     Accept { on_busy: OnBusy::Collect, collect, ..message }
 }
 

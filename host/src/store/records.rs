@@ -22,6 +22,8 @@ pub struct TurnRecord {
     pub org: OrgId,
     /// Its id.
     pub id: TurnId,
+    /// Whose it is.
+    pub user: UserId,
     /// Its agent.
     pub agent: AgentId,
     /// Its conversation, if its envelope named one.
@@ -441,6 +443,13 @@ pub struct LiveCounts {
     pub running: u64,
 }
 
+impl LiveCounts {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.waiting + self.ready + self.running
+    }
+}
+
 /// What became of a deletion.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Deleted {
@@ -459,10 +468,19 @@ pub enum PutAttachment {
     Created(Timestamp),
     /// The member had uploaded it already. It is kept for as long as a new one.
     Existing(Timestamp),
-    /// The org has as many bytes as it may.
+    /// The org's attachments have as many bytes as they may.
     Full,
+    /// All that the org stores has as many bytes as it may have: these.
+    StorageFull(u64),
     /// The org is going, or gone: nothing may be left behind in it.
     NoOrg,
+}
+
+/// Why an org that has stored `max` bytes may not store more.
+pub(super) fn storage_full(max: impl std::fmt::Display) -> String {
+    format!(
+        "the org has stored the {max} bytes that it may; delete conversations or workers: what is stored is measured again within a minute or so"
+    )
 }
 
 /// What became of [`Store::put_worker`](super::Store::put_worker).

@@ -30,6 +30,26 @@ pub enum Write {
     BeginEffect(Append),
 }
 
+impl Write {
+    /// How much it takes, near enough: what a client or a guest has said.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Write::Accept(accept) => {
+                accept.message.len() + accept.collect.as_ref().map_or(0, |it| it.message.more.len())
+            }
+            Write::Append(append) | Write::BeginEffect(append) => append.batch.bytes(),
+            Write::Commit(commit) => {
+                let reply = match &commit.outcome {
+                    Outcome::Completed { reply, .. } => reply.bytes(),
+                    _ => 0,
+                };
+                reply + commit.tail.bytes() + commit.snapshot.as_ref().map_or(0, |staged| staged.body.len())
+            }
+            Write::Claim(_) | Write::Requeue(_) => 0,
+        }
+    }
+}
+
 /// The answer to the write at the same place of the batch.
 #[derive(Debug)]
 pub enum Written {
@@ -102,12 +122,19 @@ pub struct Collect {
     pub parts_max: u32,
     /// Bytes of a turn's message at most.
     pub bytes_max: usize,
+    /// Bytes of the attachments that it refers to.
+    pub files_bytes: u64,
+    /// Bytes of all that a turn's message refers to at most.
+    pub files_bytes_max: u64,
 }
 
 impl Collect {
-    /// Whether it fits into a turn whose message has so many parts and bytes. One that does not collect has no parts.
-    pub fn fits(&self, parts: u32, bytes: usize) -> bool {
-        parts > 0 && parts + self.message.adds() <= self.parts_max && bytes + self.message.more.len() <= self.bytes_max
+    /// Whether it fits into a turn whose message has so many parts and bytes, and refers to so many. One that does not collect has no parts.
+    pub fn fits(&self, parts: u32, bytes: usize, files_bytes: u64) -> bool {
+        parts > 0
+            && parts + self.message.adds() <= self.parts_max
+            && bytes + self.message.more.len() <= self.bytes_max
+            && (self.files_bytes == 0 || files_bytes.saturating_add(self.files_bytes) <= self.files_bytes_max)
     }
 }
 

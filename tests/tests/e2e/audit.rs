@@ -67,3 +67,26 @@ async fn who_did_what_is_there_for_the_orgs_admin_alone() {
     }
     host.stop().await;
 }
+
+/// What an admin does to what is another's is written down; what its owner does to their own is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_admin_who_cancels_or_renames_anothers_is_written_down() {
+    let host = TestHost::start().await;
+    let (ann, bob) = (host.member("acme", "ann", "admin").await, host.member("acme", "bob", "turns").await);
+    ann.deploy("slow_reply").await;
+    let path = "/v1/agents/slow_reply/conversations/c-1";
+    let own = bob.say("slow_reply", "c-1", "20000").await;
+    assert_eq!(bob.send(Method::PATCH, path, json!({"title": "mine"})).await.0, StatusCode::OK);
+    own.cancel().await;
+    let turn = bob.say("slow_reply", "c-1", "20000").await;
+    assert_eq!(ann.send(Method::PATCH, path, json!({"title": "read by ann"})).await.0, StatusCode::OK);
+    assert_eq!(ann.turn(&turn.id).cancel().await.0, StatusCode::OK);
+    let (_, page) = ann.get("/v1/audit?actor=ann").await;
+    let acts: Vec<(&Value, &Value)> =
+        page["items"].as_array().expect("a page").iter().map(|entry| (&entry["verb"], &entry["resource"])).collect();
+    let (cancelled, renamed) = (json!(format!("turn/{}", turn.id)), json!("agent/slow_reply/conversation/c-1"));
+    assert_eq!(acts[..2], [(&json!("turn.cancel"), &cancelled), (&json!("conversation.change"), &renamed)]);
+    assert!(!page.to_string().contains("read by ann"), "what it says is not");
+    assert_eq!(ann.get("/v1/audit?actor=bob").await.1["items"], json!([]));
+    host.stop().await;
+}

@@ -51,9 +51,9 @@ async fn an_export_is_whole_and_of_ones_own() {
     let conversations = of_kind(&lines, "conversation");
     assert_eq!((conversations.len(), &conversations[0]["title"]), (2, &json!("Counting")));
     assert_eq!(of_kind(&lines, "turn").len(), 25);
-    assert!(
-        of_kind(&lines, "turn").iter().any(|turn| turn["message"]["text"] == "in private" && turn["private"] == true)
-    );
+    assert!(of_kind(&lines, "turn").iter().any(|turn| turn["message"]["text"] == "in private"
+        && turn["private"] == true
+        && turn["user_id"] == "adapter"));
     let snapshots = of_kind(&lines, "snapshot");
     assert_eq!(snapshots.len(), 24, "one of each counted turn");
     assert!(snapshots.iter().all(|snapshot| snapshot.get("body").is_none()));

@@ -2,7 +2,7 @@
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-use turnhouse_tests::{Client, TestHost, on_postgres};
+use turnhouse_tests::{Client, TestHost, Turn, on_postgres};
 use uuid::Uuid;
 
 async fn quick() -> TestHost {
@@ -165,5 +165,31 @@ async fn t8_a_refused_envelope_that_backs_off_can_be_cancelled() {
     let (status, answer) = turn.cancel().await;
     assert_eq!((status, &answer["state"]), (StatusCode::OK, &json!("cancelled")), "{answer}");
     assert_eq!(stream.all().await.pop().expect("an end").kind, "turn.cancelled");
+    host.stop().await;
+}
+
+/// O1: a private turn that names a conversation is its sender's, and goes with theirs alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn o1_a_conversation_goes_without_what_others_said_in_private() {
+    let host = quick().await;
+    let ann = host.member("acme", "ann", "admin").await;
+    ann.deploy("snapshot_counter").await;
+    let (adapter, bob) =
+        (host.member("acme", "adapter", "ingest,turns").await, host.member("acme", "bob", "turns,ingest").await);
+    let in_private = async |client: &Client| {
+        let (status, answer) = ingest(client, envelope(None, None, Some("c-9"))).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+        let turn = client.turn(answer["turn_id"].as_str().expect("its id"));
+        turn.ended().await;
+        turn
+    };
+    let another = in_private(&adapter).await;
+    bob.say("snapshot_counter", "c-9", "mine").await.completed().await;
+    let own = in_private(&bob).await;
+    let path = "/v1/agents/snapshot_counter/conversations/c-9";
+    assert_eq!(bob.call(reqwest::Method::DELETE, path).await.0, StatusCode::NO_CONTENT);
+    let of = async |client: &Client, turn: &Turn| client.get(&format!("/v1/turns/{}", turn.id)).await.0;
+    assert_eq!(of(&bob, &own).await, StatusCode::NOT_FOUND);
+    assert_eq!(of(&adapter, &another).await, StatusCode::OK, "it never was in bob's conversation");
     host.stop().await;
 }

@@ -150,3 +150,28 @@ async fn o3_o5_an_agents_own_bounds_hold_and_its_orgs_other_agents_go_on() {
     }
     host.stop().await;
 }
+
+/// Whoever interrupts their own guests has used what these used, and is told so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn o3_an_interrupt_does_not_hide_processor_time() {
+    let host = TestHost::start().await;
+    let ann = host.member("acme", "ann", "admin").await;
+    ann.deploy("spin").await;
+    let change = LimitsChange { cpu_ms_per_hour: Some(Some(60_000)), ..LimitsChange::default() };
+    limit(&host, "acme", change).await;
+    let spinning = ann.say("spin", "c-1", "spin").await;
+    spinning.reaches("running").await;
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    let interrupt = json!({ "message": { "text": "spin" }, "on_busy": "interrupt" });
+    let (status, answer) = ann.submit("spin", "c-1", interrupt).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+    assert_eq!(spinning.ended().await["cancelled_by"], "interrupt");
+    eventually("what it used is counted", async || {
+        ann.get("/v1/limits").await.1["used"]["cpu_ms"].as_f64().is_some_and(|used| used >= 20.0)
+    })
+    .await;
+    let told = spinning.get().await["usage"]["cpu_ms"].as_f64().expect("it is told of the turn");
+    assert!(told >= 20.0, "{told}");
+    ann.turn(answer["turn_id"].as_str().expect("its id")).cancel().await;
+    host.stop().await;
+}

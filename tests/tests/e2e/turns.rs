@@ -432,6 +432,77 @@ async fn t9_messages_that_collect_are_one_next_turn_in_their_order() {
     host.stop().await;
 }
 
+/// What is collected keeps within what one message may be, and what has been taken is not refused because many read it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t9_what_is_collected_is_no_more_than_one_message_may_be_and_taken_once() {
+    let host = TestHost::start_with(|config| {
+        config.limits.message_text_bytes_max = 2_000;
+        config.limits.message_attachments_bytes_max = 100;
+        config.limits.readers_per_turn_max = 1;
+    })
+    .await;
+    let ann = host.member("acme", "ann", "admin").await;
+    ann.deploy("slow_reply").await;
+    let running = ann.say("slow_reply", "c-1", "20000").await;
+    running.reaches("running").await;
+    let collect = async |message: Value| {
+        let (status, answer) = ann.submit("slow_reply", "c-1", json!({"message": message, "on_busy": "collect"})).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+        (answer["turn_id"].as_str().expect("its id").to_owned(), answer["joined"] == true)
+    };
+    let of = |size: usize| json!({"text": "x".repeat(size)});
+    let (first, _) = collect(of(1_200)).await;
+    let (second, joined) = collect(of(1_200)).await;
+    assert!(!joined && second != first, "together they say more than one may");
+    assert_eq!(collect(of(100)).await, (second.clone(), true));
+    let mut files = Vec::new();
+    for n in 0..3 {
+        files.push(ann.attach("text/plain", format!("{n}").repeat(45)).await);
+    }
+    let file = |n: usize| json!({"parts": [{"type": "attachment", "attachment_id": files[n], "name": "a"}]});
+    assert_eq!(collect(file(0)).await, (second.clone(), true));
+    assert_eq!(collect(file(1)).await, (second.clone(), true));
+    let (third, joined) = collect(file(2)).await;
+    assert!(!joined && third != second, "135 bytes of attachments are more than one may refer to");
+
+    // Its one reader reads already: the next is told where the turn is, and its message is in it once.
+    let mut reading = ann.turn(&third).events(None).await;
+    reading.until("turn.accepted").await;
+    let request = ann
+        .request(Method::POST, &Client::turns("slow_reply", "c-1"))
+        .header("accept", "text/event-stream")
+        .json(&json!({"message": {"text": "told once"}, "on_busy": "collect"}));
+    let (status, answer) = turnhouse_tests::client::answer(request).await;
+    assert_eq!((status, &answer["joined"], &answer["turn_id"]), (StatusCode::ACCEPTED, &json!(true), &json!(third)));
+    let messages = json!(ann.messages("slow_reply", "c-1").await).to_string();
+    assert_eq!(messages.matches("told once").count(), 1, "{messages}");
+    drop(reading);
+    assert_eq!(ann.call(Method::DELETE, "/v1/agents/slow_reply/conversations/c-1").await.0, StatusCode::NO_CONTENT);
+    host.stop().await;
+}
+
+/// Whoever waits for a turn that goes with its conversation is told so, and not that it waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t1_waiting_for_a_turn_that_is_deleted_ends_with_its_end() {
+    let host = TestHost::start().await;
+    let ann = host.member("acme", "ann", "admin").await;
+    ann.deploy("slow_reply").await;
+    let request = ann
+        .request(Method::POST, &Client::turns("slow_reply", "c-1"))
+        .header("prefer", "wait=20")
+        .json(&json!({"message": {"text": "20000"}}));
+    let waiting = tokio::spawn(turnhouse_tests::client::answer(request));
+    let conversation = "/v1/agents/slow_reply/conversations/c-1";
+    turnhouse_tests::eventually("the turn runs", async || {
+        ann.get(&Client::turns("slow_reply", "c-1")).await.1["items"][0]["state"] == "running"
+    })
+    .await;
+    assert_eq!(ann.call(Method::DELETE, conversation).await.0, StatusCode::NO_CONTENT);
+    let (status, answer) = waiting.await.expect("an answer");
+    assert_eq!((status, &answer["state"]), (StatusCode::ACCEPTED, &json!("cancelled")), "{answer}");
+    host.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idempotency_key_begins_one_turn() {
     let host = TestHost::start().await;

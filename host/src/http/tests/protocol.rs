@@ -146,3 +146,65 @@ async fn a_url_is_bounded_before_its_route_is_looked_at() {
     let fits = format!("/{}", "a".repeat(299));
     assert_eq!(edge.get(&fits, &key).await.code(), "not_found");
 }
+
+/// O1: between two pages of an export its conversation is deleted, and begun again by another.
+#[tokio::test(flavor = "multi_thread")]
+async fn o1_an_export_ends_where_its_conversation_becomes_anothers() {
+    let edge = Edge::deployed().await;
+    let (ann, bob) = (edge.key("acme", "ann", "turns").await, edge.key("acme", "bob", "turns").await);
+    let say = async |key: &str, text: &str| {
+        let body = json!({"message": {"text": text}});
+        assert_eq!(edge.post(&format!("{C}/turns"), key, &[("prefer", "wait=30")], body).await.status, 200);
+    };
+    for _ in 0..30 {
+        say(&ann, "ann's").await;
+    }
+    let request = Request::get(format!("{C}/export")).header("authorization", format!("Bearer {ann}"));
+    let answer = edge.router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let mut body = answer.into_body();
+    let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert!(String::from_utf8_lossy(&first).contains("\"kind\":\"conversation\""));
+    assert_eq!(edge.delete(C, &ann).await.status, 204);
+    for _ in 0..30 {
+        say(&bob, "bob's").await;
+    }
+    // What had been read before is still told; then it breaks off, which no client takes for the end.
+    let mut told = String::new();
+    let broken = loop {
+        match body.frame().await {
+            Some(Ok(frame)) => told.push_str(&String::from_utf8_lossy(&frame.into_data().unwrap())),
+            Some(Err(_)) => break true,
+            None => break false,
+        }
+    };
+    assert!(broken, "{told}");
+    assert!(told.contains("ann's") && !told.contains("bob") && !told.contains("\"kind\":\"end\""), "{told}");
+    // Its place is free.
+    assert_eq!(edge.get(&format!("{C}/export"), &bob).await.status, 200);
+}
+
+/// O5: whoever sends modules slowly delays uploads of their own org.
+#[tokio::test(flavor = "multi_thread")]
+async fn o5_uploads_that_do_not_come_delay_no_other_org() {
+    let edge = Edge::start().await;
+    let (slow, other) = (edge.key("acme", "ann", "deploy").await, edge.key("other", "ann", "deploy").await);
+    let wasm = wat::parse_str(WORKER).unwrap();
+    let kind = [("content-type", "application/wasm")];
+    let upload = |name: &str| {
+        let trickle = Body::from_stream(futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>());
+        let request = Request::put(format!("/v1/workers/{name}")).header("authorization", format!("Bearer {slow}"));
+        edge.router.clone().oneshot(request.header("content-type", "application/wasm").body(trickle).unwrap())
+    };
+    let mut trickling = tokio::task::JoinSet::new();
+    for n in 0..10 {
+        trickling.spawn(upload(&format!("w{n}")));
+    }
+    for _ in 8..10 {
+        let refused = tokio::time::timeout(Duration::from_secs(10), trickling.join_next()).await.unwrap();
+        assert_eq!(refused.unwrap().unwrap().unwrap().status(), 429, "more than may wait");
+    }
+    assert_eq!(edge.send("PUT", "/v1/workers/hi", &other, &kind, wasm.clone()).await.status, 201);
+    trickling.shutdown().await;
+    assert_eq!(edge.send("PUT", "/v1/workers/hi", &slow, &kind, wasm).await.status, 201, "there is room again");
+}

@@ -320,9 +320,10 @@ pub(in crate::store) async fn o3_what_an_org_and_an_agent_have_stored_is_measure
     let (whole, agents) = stored().await;
     let message = free.message.len() as u64;
     let (turn, reply) = (TURN_BYTES.unsigned_abs(), r#"{"text":"done"}"#.len() as u64);
-    assert!(agents >= turn + message + reply + 5, "{agents}");
     let delta = deltas(1, &["said"]).encode().len() as u64;
-    assert_eq!(whole, agents + turn + message + delta + 3);
+    let lane = turn;
+    assert!(agents >= turn + lane + message + reply + 5, "{agents}");
+    assert_eq!(whole, agents + turn + lane + message + delta + 3);
     // Full: the agent first, then the org, until it is measured again.
     let big = Accept { message: Bytes::from(format!("{{\"text\":\"{}\"}}", "x".repeat(5_000))), ..world.message("b") };
     world.submit(big.clone()).await;
@@ -335,6 +336,14 @@ pub(in crate::store) async fn o3_what_an_org_and_an_agent_have_stored_is_measure
     world.advance_ms(MEASURED_EVERY_MS);
     measure().await;
     assert_eq!(refused(world, to_free(world.message("b"))).await, full(LimitOf::Org, 10_000.0));
+    let (store, now) = (&world.store, world.now());
+    let put = store.put_worker(&org("acme"), &worker(), [7; 32], "new".into(), vec![], 1.0, 9, 9, now, &by()).await;
+    assert!(matches!(put.unwrap(), PutWorker::Full(why) if why.contains("10000")), "nor a module");
+    let mut pieces = crate::attachment::Pieces::default();
+    pieces.push(b"file");
+    let (file, pieces) = pieces.finish("text/plain".to_owned());
+    let put = store.put_attachment(&org("acme"), &user("ann"), &file, pieces, 1_000, now).await.unwrap();
+    assert_eq!(put, PutAttachment::StorageFull(10_000), "nor a file");
     world.submit(world.message_of_zeta("b")).await;
     world.store.delete_conversation(&org("acme"), &agent(), &conversation("b"), world.now(), &by()).await.unwrap();
     assert_eq!(refused(world, to_free(world.message("b"))).await, full(LimitOf::Org, 10_000.0), "not measured yet");

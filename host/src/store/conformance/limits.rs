@@ -148,6 +148,39 @@ pub(in crate::store) async fn o3_an_orgs_own_queue_is_bounded(world: &World) {
     world.submit(Accept { bounds, ..world.message_of_zeta("a") }).await;
 }
 
+/// Whoever interrupts their own turns, deletes them, or has another host end them, has used what they used.
+pub(in crate::store) async fn o3_processor_time_counts_however_a_turn_ends(world: &World) {
+    let change = LimitsChange { cpu_ms_per_hour: Some(Some(100)), ..LimitsChange::default() };
+    limit(world, "acme", change).await;
+    let add = async |turn: TurnId, cpu_ms: f64| {
+        world.store.add_usage(&org("acme"), &agent(), turn, &used(cpu_ms), world.now()).await.unwrap()
+    };
+    let meter = async || {
+        let found = world.store.org_use(&org("acme"), world.now()).await.unwrap().unwrap();
+        found.meters.cpu_ms(found.at)
+    };
+    let running = world.submit_and_start(world.message("a")).await.lease.turn;
+    assert!(!add(running, 5.0).await, "it has not ended, and will tell by itself");
+    world.submit(Accept { on_busy: OnBusy::Interrupt, ..world.message("a") }).await;
+    world.claim_one().await;
+    assert!(add(running, 40.0).await);
+    assert!(!add(running, 40.0).await, "once");
+    assert_eq!(world.record(running).await.usage, Some(used(40.0)), "and is told of the turn");
+    let deleted = world.submit_and_start(world.message("b")).await.lease.turn;
+    let conversation = "b".parse().unwrap();
+    world.store.delete_conversation(&org("acme"), &agent(), &conversation, world.now(), &by()).await.unwrap();
+    assert!(add(deleted, 59.0).await);
+    assert_eq!(meter().await, 99.0);
+    let told = world.submit_and_start(world.message("c")).await;
+    let commit = Commit { usage: Some(used(1.0)), ..world.commit(&told, replied("done")) };
+    assert!(matches!(world.end(commit).await, CommitResult::Won(_)));
+    assert!(!add(told.lease.turn, 50.0).await, "its end has told it");
+    assert_eq!(meter().await, 100.0);
+    assert!(matches!(refusal(world, world.message("d")).await, Refusal::Exceeded(_)));
+    let gone = world.store.add_usage(&org("nobody"), &agent(), TurnId::new(), &used(1.0), world.now()).await.unwrap();
+    assert!(!gone, "of no org");
+}
+
 pub(in crate::store) async fn o3_processor_time_is_bounded_by_the_hour(world: &World) {
     let change = LimitsChange { cpu_ms_per_hour: Some(Some(100)), ..LimitsChange::default() };
     limit(world, "acme", change).await;

@@ -81,6 +81,9 @@ impl PostgresStore {
             if has.unsigned_abs().saturating_add(attachment.bytes) > org_bytes_max {
                 return Ok(PutAttachment::Full);
             }
+            if let Some(max) = self.storage_full(&mut tx, org).await? {
+                return Ok(PutAttachment::StorageFull(max.unsigned_abs()));
+            }
             let bytes = i64::try_from(attachment.bytes).unwrap_or(i64::MAX);
             let new = self.query(ATTACHMENT_NEW).bind(org).bind(digest).bind(bytes).bind(at);
             if new.execute(&mut *tx).await?.rows_affected() == 0 {

@@ -15,6 +15,7 @@ use crate::clock::Timestamp;
 use crate::gate::SessionMode;
 use crate::ids::{AgentId, OrgId, WorkerName};
 use crate::quota::OwnLimits;
+use crate::store::records::storage_full;
 use crate::store::{Deleted, Page, PutAgent, PutWorker, Result, StoreError, WorkerVersion};
 
 statements! {
@@ -184,6 +185,9 @@ impl PostgresStore {
         let same = self.query(WORKER_SAME).bind(org).bind(name).bind(&upload.digest[..]);
         if let Some(row) = same.fetch_optional(&mut *tx).await? {
             return Ok(PutWorker::Existing(worker_version(&row)?));
+        }
+        if let Some(max) = self.storage_full(tx, org).await? {
+            return Ok(PutWorker::Full(storage_full(max)));
         }
         let (versions, newest) = self.versions(tx, org, name).await?;
         if versions == 0 {

@@ -24,6 +24,7 @@ use crate::store::{
     PutWorker, RemoveMember, Result, Retained, Retention, SnapshotPlace, SnapshotRecord, Starter, Store, StoreStatus,
     SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
 };
+use crate::turn::Usage;
 
 statements! {
     REGISTER = "-- register
@@ -98,7 +99,10 @@ impl Store for PostgresStore {
     }
 
     async fn live_counts(&self) -> Result<LiveCounts> {
-        self.read_live_counts().await
+        let counts = self.read_live_counts().await?;
+        // Turns end at other hosts, and with their conversations: what this host has moved by itself is not all. Asked every second.
+        self.hot.lock().live = i64::try_from(counts.total()).unwrap_or(i64::MAX);
+        Ok(counts)
     }
 
     async fn turn(&self, org: &OrgId, turn: TurnId) -> Result<Option<Owned<TurnRecord>>> {
@@ -376,6 +380,17 @@ impl Store for PostgresStore {
 
     async fn agent_use(&self, org: &OrgId, agent: &AgentId, now: Timestamp) -> Result<Option<AgentUse>> {
         self.read_agent_use(org, agent, now).await
+    }
+
+    async fn add_usage(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        turn: TurnId,
+        usage: &Usage,
+        now: Timestamp,
+    ) -> Result<bool> {
+        self.write_usage(org, agent, turn, usage, now).await
     }
 
     async fn org_use(&self, org: &OrgId, now: Timestamp) -> Result<Option<OrgUse>> {

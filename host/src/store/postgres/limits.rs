@@ -5,12 +5,13 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::reads::id;
-use super::{BEGIN, PostgresStore};
+use super::{BEGIN, BEGIN_LARGE, PostgresStore};
 use crate::audit::{Act, Actor};
 use crate::clock::Timestamp;
-use crate::ids::{AgentId, OrgId};
+use crate::ids::{AgentId, OrgId, TurnId};
 use crate::quota::{FULL_MEASURED_EVERY_MS, LimitsChange, MEASURED_EVERY_MS, Meters, OwnLimits, TURN_BYTES};
 use crate::store::{AgentUse, LiveCounts, OrgUse, Result};
+use crate::turn::Usage;
 
 statements! {
     LIMITS = "-- limits
@@ -23,6 +24,12 @@ UPDATE org_load SET submits_per_second = $2, submit_burst = $3, running_max = $4
 SELECT l.submits_per_second, l.submit_burst, l.running_max, l.queue_max, l.cpu_ms_per_hour, l.storage_bytes_max, l.tokens, l.tokens_at, l.cpu_ms, l.cpu_hour,
        l.storage_bytes, l.waiting, l.ready, l.running, coalesce($2::bigint, turnhouse_now())
   FROM org_load l JOIN orgs o ON o.org_id = l.org_id WHERE l.org_id = $1 AND o.deleting_at IS NULL";
+    USED = "-- used
+SELECT add_usage($1::bigint, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+    /// As last measured. $2: what an org may store that has no limit of its own.
+    STORAGE_FULL = "-- storage_full
+SELECT coalesce(storage_bytes_max, $2) FROM org_load
+ WHERE org_id = $1 AND coalesce(storage_bytes_max, $2) > 0 AND storage_bytes >= coalesce(storage_bytes_max, $2)";
     AGENT_LIMIT = "-- agent_limit
 SELECT limit_agent($1::bigint, $2, $3, $4, $5, $6, $7, $8, $9)";
     AGENT_USE = "-- agent_use
@@ -44,6 +51,8 @@ SELECT agent_id, sum(bytes)::bigint FROM (
   UNION ALL SELECT agent_id, sum(octet_length(body)) FROM snapshots WHERE org_id = $1 GROUP BY agent_id
   UNION ALL SELECT NULL, sum(octet_length(body)) FROM turn_events WHERE org_id = $1
   UNION ALL SELECT NULL, sum(bytes) FROM attachments WHERE org_id = $1
+  UNION ALL SELECT agent_id, count(*) * $2 FROM conversations WHERE org_id = $1 AND deleted_at IS NULL GROUP BY agent_id
+  UNION ALL SELECT agent_id, sum(coalesce(octet_length(title), 0) + coalesce(octet_length(metadata), 0)) FROM conversation_notes WHERE org_id = $1 GROUP BY agent_id
   UNION ALL SELECT agent_id, 0 FROM agent_load WHERE org_id = $1
   UNION ALL SELECT NULL, sum(octet_length(wasm)) FROM modules WHERE org_id = $1) s (agent_id, bytes) GROUP BY agent_id";
     STORAGE_SET = "-- storage_set
@@ -80,6 +89,38 @@ impl PostgresStore {
         self.note(&mut tx, Some(org.as_str()), &[Act::org_limits(&before, &after)], by, now).await?;
         tx.commit().await?;
         Ok(Some(after))
+    }
+
+    /// What a guest used whose turn ended without it.
+    pub(super) async fn write_usage(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        turn: TurnId,
+        usage: &Usage,
+        now: Timestamp,
+    ) -> Result<bool> {
+        let asked = self
+            .query(USED)
+            .bind(self.clock.of(now))
+            .bind(org.as_str())
+            .bind(agent.as_str())
+            .bind(turn.0)
+            .bind(usage.cpu_ms)
+            .bind(usage.wall_ms)
+            .bind(bigint(usage.memory_peak_bytes))
+            .bind(bigint(usage.host_calls))
+            .bind(bigint(usage.bytes_in))
+            .bind(bigint(usage.bytes_out))
+            .bind(usage.instance_ms)
+            .bind(bigint(self.quota.cpu_ms_per_hour));
+        Ok(self.call_one_of(org, asked).await?.try_get(0)?)
+    }
+
+    /// What the org may store, if it has stored that much.
+    pub(super) async fn storage_full(&self, tx: &mut PgConnection, org: &str) -> Result<Option<i64>> {
+        let asked = self.query(STORAGE_FULL).bind(org.to_owned()).bind(bigint(self.quota.storage_bytes_max));
+        Ok(asked.fetch_optional(tx).await?.map(|row| row.try_get(0)).transpose()?)
     }
 
     pub(super) async fn read_use(&self, org: &OrgId, now: Timestamp) -> Result<Option<OrgUse>> {
@@ -133,7 +174,11 @@ impl PostgresStore {
         let Some(row) = self.row_hostwide(asked).await? else { return Ok(None) };
         let org: OrgId = id(&row, 0)?;
         let (mut whole, mut agents) = (0_i64, Vec::new());
-        for row in self.rows_hostwide(self.query(STORAGE).bind(org.as_str()).bind(TURN_BYTES)).await? {
+        // Of an org with much this takes longer than any other statement may.
+        let mut tx = self.begin_hostwide(BEGIN_LARGE).await?;
+        let rows = self.query(STORAGE).bind(org.as_str()).bind(TURN_BYTES).fetch_all(&mut *tx).await?;
+        tx.commit().await?;
+        for row in rows {
             let bytes = row.try_get::<Option<i64>, _>(1)?.unwrap_or(0);
             whole = whole.saturating_add(bytes);
             if let Some(agent) = row.try_get::<Option<String>, _>(0)? {

@@ -68,7 +68,7 @@ const EVENT_ROWS: usize = 64;
 impl PostgresStore {
     pub(super) async fn read_turn(&self, org: &OrgId, turn: TurnId) -> Result<Option<Owned<TurnRecord>>> {
         let row = self.row_of(org, self.query(TURN).bind(org.as_str()).bind(turn.0)).await?;
-        row.map(|row| Ok(Owned::new(org.clone(), id(&row, 26)?, turn_record(&row)?))).transpose()
+        row.map(|row| turn_record(&row).map(|turn| Owned::new(org.clone(), turn.user.clone(), turn))).transpose()
     }
 
     pub(super) async fn read_events(
@@ -251,6 +251,7 @@ pub(super) fn turn_record(row: &PgRow) -> Result<TurnRecord> {
     Ok(TurnRecord {
         org: id(row, 0)?,
         id: TurnId(row.try_get(1)?),
+        user: id(row, 26)?,
         agent: id(row, 2)?,
         conversation: id_or_none(row, 3)?,
         run_id: row.try_get::<Option<Uuid>, _>(4)?.map(RunId),

@@ -44,7 +44,10 @@ VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
 ON CONFLICT (org_id, turn_id) DO NOTHING";
     /// The last that waits in a lane, if it collects.
     ACCEPT_JOINS = "-- accept_joins
-SELECT m.turn_id, m.collected, t.message FROM turn_markers m JOIN turns t ON t.org_id = m.org_id AND t.turn_id = m.turn_id
+SELECT m.turn_id, m.collected, t.message,
+       (SELECT coalesce(sum(a.bytes), 0) FROM attachment_refs f JOIN attachments a ON a.org_id = f.org_id AND a.digest = f.digest
+         WHERE f.org_id = m.org_id AND f.turn_id = m.turn_id)
+  FROM turn_markers m JOIN turns t ON t.org_id = m.org_id AND t.turn_id = m.turn_id
  WHERE m.org_id = ?1 AND m.agent_id = ?2 AND m.conversation_id = ?3 AND m.state = 'waiting' AND t.dry_run = ?4
    AND m.seq = (SELECT max(l.seq) FROM turn_markers l WHERE l.org_id = ?1 AND l.agent_id = ?2 AND l.conversation_id = ?3 AND l.state = 'waiting')";
     JOIN_MESSAGE = "-- join_message
@@ -301,10 +304,12 @@ impl Tx<'_> {
     ) -> Tried<Option<(TurnId, Vec<u8>)>> {
         let mut statement = self.conn.prepare_cached(ACCEPT_JOINS)?;
         let lane = params![accept.org.as_str(), accept.agent.as_str(), conversation.as_str(), accept.dry_run];
-        let last = statement
-            .query_row(lane, |row| Ok((TurnId(uuid(row, 0)?), row.get::<_, u32>(1)?, row.get::<_, Vec<u8>>(2)?)));
-        let last = last.optional()?.filter(|(_, parts, message)| collect.fits(*parts, message.len()));
-        Ok(last.map(|(turn, _, message)| (turn, message)))
+        let last = statement.query_row(lane, |row| {
+            let (message, files_bytes) = (row.get::<_, Vec<u8>>(2)?, row.get::<_, i64>(3)?);
+            let fits = collect.fits(row.get(1)?, message.len(), files_bytes.unsigned_abs());
+            Ok(fits.then_some((TurnId(uuid(row, 0)?), message)))
+        });
+        Ok(last.optional()?.flatten())
     }
 
     /// Makes a message part of a turn that waits.

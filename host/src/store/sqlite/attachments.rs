@@ -59,10 +59,12 @@ INSERT INTO attachment_refs (org_id, turn_id, digest, user_id, media_type) VALUE
     DELETE_UPLOADS = "-- delete_uploads
 DELETE FROM attachment_uploads WHERE org_id = ?1 AND (digest, user_id) IN (
   SELECT r.digest, r.user_id FROM turns t JOIN attachment_refs r ON r.org_id = t.org_id AND r.turn_id = t.turn_id
-   WHERE t.org_id = ?1 AND t.agent_id = ?2 AND t.conversation_id = ?3)";
+   WHERE t.org_id = ?1 AND t.agent_id = ?2 AND t.conversation_id = ?3 AND (t.seq IS NOT NULL OR t.user_id = (
+    SELECT c.user_id FROM conversations c WHERE c.org_id = ?1 AND c.agent_id = ?2 AND c.conversation_id = ?3)))";
     DELETE_REFS = "-- delete_refs
 DELETE FROM attachment_refs WHERE org_id = ?1 AND turn_id IN (
-  SELECT t.turn_id FROM turns t WHERE t.org_id = ?1 AND t.agent_id = ?2 AND t.conversation_id = ?3)";
+  SELECT t.turn_id FROM turns t WHERE t.org_id = ?1 AND t.agent_id = ?2 AND t.conversation_id = ?3 AND (t.seq IS NOT NULL OR t.user_id = (
+    SELECT c.user_id FROM conversations c WHERE c.org_id = ?1 AND c.agent_id = ?2 AND c.conversation_id = ?3)))";
     UPLOADS_FORGET = "-- uploads_forget
 DELETE FROM attachment_uploads WHERE (org_id, digest, user_id) IN (
   SELECT org_id, digest, user_id FROM attachment_uploads WHERE uploaded_at < ?1 ORDER BY uploaded_at LIMIT ?2)";
@@ -151,7 +153,7 @@ impl Tx<'_> {
         pieces: &[Bytes],
         org_bytes_max: u64,
     ) -> Tried<PutAttachment> {
-        let (org, user, digest) = (org.as_str(), user.as_str(), &attachment.id.0[..]);
+        let (of, org, user, digest) = (org, org.as_str(), user.as_str(), &attachment.id.0[..]);
         if !self.conn.prepare_cached(ATTACHMENT_ORG)?.exists([org])? {
             return Ok(PutAttachment::NoOrg);
         }
@@ -159,6 +161,9 @@ impl Tx<'_> {
             let has: i64 = self.conn.prepare_cached(ATTACHMENT_BYTES)?.query_row([org], |row| row.get(0))?;
             if has.unsigned_abs().saturating_add(attachment.bytes) > org_bytes_max {
                 return Ok(PutAttachment::Full);
+            }
+            if let Some(max) = self.storage_full(of)? {
+                return Ok(PutAttachment::StorageFull(max));
             }
             let bytes = i64::try_from(attachment.bytes).unwrap_or(i64::MAX);
             self.conn.prepare_cached(ATTACHMENT_NEW)?.execute(params![org, digest, bytes, self.now.0])?;

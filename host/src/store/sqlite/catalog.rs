@@ -13,6 +13,7 @@ use crate::audit::{Act, Actor};
 use crate::clock::Timestamp;
 use crate::ids::{AgentId, OrgId, WorkerName};
 use crate::quota::OwnLimits;
+use crate::store::records::storage_full;
 use crate::store::{Deleted, Page, PutAgent, PutWorker, Result, StoreError, WorkerVersion};
 
 statements! {
@@ -206,6 +207,9 @@ impl Tx<'_> {
         if let Some((version, size, imports, compile_ms, created_at)) = same {
             let imports = serde_json::from_str(&imports).map_err(|error| Fault::Corrupt(error.to_string()))?;
             return Ok(PutWorker::Existing(stored(version, size, imports, compile_ms, created_at)));
+        }
+        if let Some(max) = self.storage_full(org)? {
+            return Ok(PutWorker::Full(storage_full(max)));
         }
         let (versions, newest) = self
             .conn

@@ -43,19 +43,24 @@ ON CONFLICT (org_id, agent_id, conversation_id) DO UPDATE SET title = CASE WHEN 
   metadata = CASE WHEN ?6 THEN excluded.metadata ELSE metadata END";
     DELETE_NOTES = "-- delete_notes
 DELETE FROM conversation_notes WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3";
-    /// Also those without a place: a turn that named this conversation is part of what is deleted.
+    /// Also those without a place: its owner's turn that named this conversation is part of what is deleted. Another's is not: it never was in this
+    /// conversation, whose owner cannot see it.
     DELETE_LIVE = "-- delete_live
 SELECT t.turn_id FROM turns t JOIN turn_markers m ON m.org_id = t.org_id AND m.turn_id = t.turn_id
- WHERE t.org_id = ?1 AND t.agent_id = ?2 AND t.conversation_id = ?3 ORDER BY t.seq DESC";
+ WHERE t.org_id = ?1 AND t.agent_id = ?2 AND t.conversation_id = ?3 AND (t.seq IS NOT NULL OR t.user_id = (
+    SELECT c.user_id FROM conversations c WHERE c.org_id = ?1 AND c.agent_id = ?2 AND c.conversation_id = ?3)) ORDER BY t.seq DESC";
     DELETE_EVENTS = "-- delete_events
 DELETE FROM turn_events WHERE org_id = ?1 AND turn_id IN (
-  SELECT t.turn_id FROM turns t WHERE t.org_id = ?1 AND t.agent_id = ?2 AND t.conversation_id = ?3)";
+  SELECT t.turn_id FROM turns t WHERE t.org_id = ?1 AND t.agent_id = ?2 AND t.conversation_id = ?3 AND (t.seq IS NOT NULL OR t.user_id = (
+    SELECT c.user_id FROM conversations c WHERE c.org_id = ?1 AND c.agent_id = ?2 AND c.conversation_id = ?3)))";
     DELETE_TURNS = "-- delete_turns
-DELETE FROM turns WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3";
+DELETE FROM turns AS t WHERE t.org_id = ?1 AND t.agent_id = ?2 AND t.conversation_id = ?3 AND (t.seq IS NOT NULL OR t.user_id = (
+    SELECT c.user_id FROM conversations c WHERE c.org_id = ?1 AND c.agent_id = ?2 AND c.conversation_id = ?3))";
     DELETE_SNAPSHOTS = "-- delete_snapshots
 DELETE FROM snapshots WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3";
     DELETE_KEYS = "-- delete_keys
-DELETE FROM idempotency_keys WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3";
+DELETE FROM idempotency_keys AS k WHERE k.org_id = ?1 AND k.agent_id = ?2 AND k.conversation_id = ?3
+   AND NOT EXISTS (SELECT 1 FROM turns t WHERE t.org_id = k.org_id AND t.turn_id = k.turn_id)";
     /// Another root: what was staged on the old chain fits nowhere any more.
     CHAIN_ANEW = "-- chain_anew
 UPDATE conversations SET generation = ?4, head_run = ?4, kept_runs = x'', deleted_at = coalesce(?5, deleted_at)

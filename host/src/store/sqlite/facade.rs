@@ -25,6 +25,7 @@ use crate::store::{
     RemoveMember, Result, Retained, Retention, SnapshotPlace, SnapshotRecord, Starter, Store, StoreStatus,
     SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
 };
+use crate::turn::Usage;
 
 statements! {
     REGISTER = "-- register
@@ -404,6 +405,18 @@ impl Store for SqliteStore {
     async fn agent_use(&self, org: &OrgId, agent: &AgentId, now: Timestamp) -> Result<Option<AgentUse>> {
         let (org, agent) = (org.clone(), agent.clone());
         self.write_with(now, move |tx| tx.agent_load(&org, &agent)).await
+    }
+
+    async fn add_usage(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        turn: TurnId,
+        usage: &Usage,
+        now: Timestamp,
+    ) -> Result<bool> {
+        let (org, agent, usage) = (org.clone(), agent.clone(), *usage);
+        self.write_with(now, move |tx| tx.add_usage(&org, &agent, turn, &usage)).await
     }
 
     async fn org_use(&self, org: &OrgId, now: Timestamp) -> Result<Option<OrgUse>> {

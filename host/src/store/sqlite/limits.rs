@@ -11,9 +11,10 @@ use super::reads::id;
 use super::writer::{Tried, Tx};
 use crate::audit::{Act, Actor};
 use crate::clock::Timestamp;
-use crate::ids::OrgId;
+use crate::ids::{AgentId, OrgId, TurnId};
 use crate::quota::{FULL_MEASURED_EVERY_MS, LimitsChange, MEASURED_EVERY_MS, Meters, OwnLimits, TURN_BYTES};
 use crate::store::{LiveCounts, OrgUse, Result};
+use crate::turn::Usage;
 
 statements! {
     LIMITS = "-- limits
@@ -33,7 +34,7 @@ ON CONFLICT (org_id) DO UPDATE SET tokens = excluded.tokens, tokens_at = exclude
     STORAGE_NEXT = "-- storage_next
 SELECT o.org_id, coalesce(l.limited_agents, 0) FROM orgs o LEFT JOIN org_limits l USING (org_id)
  WHERE (coalesce(l.storage_at, 0) <= ?1 OR l.storage_at <= ?2 AND l.storage_bytes >= coalesce(l.storage_bytes_max, ?3))
-   AND (coalesce(l.storage_bytes_max, ?3) > 0 OR l.limited_agents > 0) ORDER BY coalesce(l.storage_at, 0) LIMIT 1";
+   AND (coalesce(l.storage_bytes_max, ?3) > 0 OR l.limited_agents > 0) AND o.deleting_at IS NULL ORDER BY coalesce(l.storage_at, 0) LIMIT 1";
     /// By agent, also of one with bounds that has nothing left; what is no agent's under NULL. ?2: what a turn takes beside its bodies. Lengths are read without the bytes.
     STORAGE = "-- storage
 SELECT agent_id, sum(bytes) FROM (
@@ -41,11 +42,18 @@ SELECT agent_id, sum(bytes) FROM (
   UNION ALL SELECT agent_id, sum(length(body)) FROM snapshots WHERE org_id = ?1 GROUP BY agent_id
   UNION ALL SELECT NULL, sum(length(body)) FROM turn_events WHERE org_id = ?1
   UNION ALL SELECT NULL, sum(bytes) FROM attachments WHERE org_id = ?1
+  UNION ALL SELECT agent_id, count(*) * ?2 FROM conversations WHERE org_id = ?1 AND deleted_at IS NULL GROUP BY agent_id
+  UNION ALL SELECT agent_id, sum(coalesce(length(title), 0) + coalesce(length(metadata), 0)) FROM conversation_notes WHERE org_id = ?1 GROUP BY agent_id
   UNION ALL SELECT agent_id, 0 FROM agent_load WHERE org_id = ?1
   UNION ALL SELECT NULL, sum(length(wasm)) FROM modules WHERE org_id = ?1) GROUP BY agent_id";
     STORAGE_SET = "-- storage_set
 INSERT INTO org_limits (org_id, storage_bytes, storage_at) VALUES (?1, ?2, ?3)
 ON CONFLICT (org_id) DO UPDATE SET storage_bytes = excluded.storage_bytes, storage_at = excluded.storage_at";
+    TURN_USED = "-- turn_used
+UPDATE turns SET cpu_ms = ?3, wall_ms = ?4, memory_peak_bytes = ?5, host_calls = ?6, bytes_in = ?7, bytes_out = ?8, instance_ms = ?9
+ WHERE org_id = ?1 AND turn_id = ?2 AND outcome IS NOT NULL AND cpu_ms IS NULL";
+    TURN_THERE = "-- turn_there
+SELECT 1 FROM turns WHERE org_id = ?1 AND turn_id = ?2";
     STORAGE_SET_AGENT = "-- storage_set_agent
 UPDATE agent_load SET storage_bytes = ?3 WHERE org_id = ?1 AND agent_id = ?2";
 }
@@ -155,6 +163,43 @@ impl Tx<'_> {
         let mut limited = self.limited(org)?;
         let quota = self.quota.narrowed(&limited.own);
         if limited.meters.use_cpu(&quota, cpu_ms, self.now) { self.write_meters(org, limited) } else { Ok(()) }
+    }
+
+    /// What a guest used whose turn ended without it.
+    pub(super) fn add_usage(&self, org: &OrgId, agent: &AgentId, turn: TurnId, usage: &Usage) -> Tried<bool> {
+        let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let told = self.conn.prepare_cached(TURN_USED)?.execute(params![
+            org.as_str(),
+            turn.as_bytes(),
+            usage.cpu_ms,
+            usage.wall_ms,
+            count(usage.memory_peak_bytes),
+            count(usage.host_calls),
+            count(usage.bytes_in),
+            count(usage.bytes_out),
+            usage.instance_ms
+        ])?;
+        let there = || self.conn.prepare_cached(TURN_THERE)?.exists(params![org.as_str(), turn.as_bytes()]);
+        if (told == 0 && there()?)
+            || !self.conn.prepare_cached(super::keys::ORG_KNOWN)?.exists(params![org.as_str()])?
+        {
+            return Ok(false);
+        }
+        self.use_cpu(org, usage.cpu_ms)?;
+        if let Some(mut load) = self.agent_load(org, agent)? {
+            let quota = load.quota();
+            if load.meters.use_cpu(&quota, usage.cpu_ms, self.now) {
+                self.set_agent_load(org, agent, &load)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the org has stored what it may, as last measured, and how much that is.
+    pub(super) fn storage_full(&self, org: &OrgId) -> Tried<Option<u64>> {
+        let limited = self.limited(org)?;
+        let max = self.quota.narrowed(&limited.own).storage_bytes_max;
+        Ok((max > 0 && limited.meters.storage_bytes >= max).then_some(max))
     }
 
     fn write_meters(&self, org: &OrgId, limited: Limited) -> Tried<()> {

@@ -60,7 +60,7 @@ const EVENT_ROWS: i64 = 64;
 impl SqliteStore {
     pub(super) async fn read_turn(&self, org: &OrgId, turn: TurnId) -> Result<Option<Owned<TurnRecord>>> {
         let row = sqlx::query(TURN).bind(org.as_str()).bind(turn.as_bytes()).fetch_optional(&self.readers).await?;
-        row.map(|row| Ok(Owned::new(org.clone(), id(&row, 26)?, turn_record(&row)?))).transpose()
+        row.map(|row| turn_record(&row).map(|turn| Owned::new(org.clone(), turn.user.clone(), turn))).transpose()
     }
 
     /// Turn and log of one moment, hence in one transaction.
@@ -262,6 +262,7 @@ pub(super) fn turn_record(row: &SqliteRow) -> Result<TurnRecord> {
     Ok(TurnRecord {
         org: id(row, 0)?,
         id: TurnId(uuid(row, 1)?),
+        user: id(row, 26)?,
         agent: id(row, 2)?,
         conversation: id_or_none(row, 3)?,
         run_id: row.try_get::<Option<&[u8]>, _>(4)?.and_then(RunId::from_slice),

@@ -116,7 +116,8 @@ async fn check(world: &World) {
         (
             "O3: a bucket and an hour hold no more than what came",
             "SELECT 1 FROM org_limits WHERE tokens > max(1, coalesce(submit_burst, 1e9)) - 1
-                OR cpu_ms > (SELECT coalesce(sum(t.cpu_ms), 0) FROM turns t WHERE t.org_id = org_limits.org_id) + 0.001",
+                OR cpu_ms > (SELECT coalesce(sum(t.cpu_ms), 0) FROM turns t WHERE t.org_id = org_limits.org_id) + 0.001
+               AND NOT EXISTS (SELECT 1 FROM conversations c WHERE c.org_id = org_limits.org_id AND c.deleted_at IS NOT NULL)",
         ),
         (
             "O3: an agent's load is its markers",

@@ -138,8 +138,8 @@ impl Protocol {
             .min_by_key(|(_, marker)| (marker.stage == Stage::Waiting, marker.lane.as_ref().map(|lane| lane.1)));
         let last = live.iter().filter(|(_, marker)| marker.stage == Stage::Waiting);
         let last = last.max_by_key(|(_, marker)| marker.lane.as_ref().map(|lane| lane.1));
-        let open =
-            last.filter(|(_, marker)| accept.collect.as_ref().is_some_and(|collect| collect.fits(marker.collected, 0)));
+        let open = last
+            .filter(|(_, marker)| accept.collect.as_ref().is_some_and(|collect| collect.fits(marker.collected, 0, 0)));
         let facts = Facts {
             joins: open.map(|(turn, _)| *turn),
             foreign: false,

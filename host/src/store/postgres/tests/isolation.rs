@@ -12,6 +12,7 @@ use crate::store::conformance::{deltas, worker};
 use crate::store::{
     Accept, Among, Deleted, Direction, KeyRecord, PutAttachment, PutMember, PutWorker, RemoveMember, Result,
 };
+use crate::turn::Usage;
 
 /// What names an org and is done before the wall: the operator's, on whole orgs.
 const OPERATORS: [&str; 4] = ["create_org", "provision_org", "mark_org", "erase_org"];
@@ -130,6 +131,10 @@ async fn tried(world: &World, ended: crate::ids::TurnId, method: &str) -> Result
         "set_org_limits" => {
             let change = LimitsChange { running_max: Some(Some(5)), ..LimitsChange::default() };
             store.set_org_limits(of, &change, now, who).await?.is_some()
+        }
+        "add_usage" => {
+            let usage = Usage { cpu_ms: 1.0, ..Usage::default() };
+            store.add_usage(of, at.0, crate::ids::TurnId::new(), &usage, now).await?
         }
         "agent_use" => store.agent_use(of, &name("default"), now).await?.is_some(),
         "org_use" => store.org_use(of, now).await?.is_some(),

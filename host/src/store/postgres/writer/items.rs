@@ -81,6 +81,8 @@ struct CollectItem {
     parts: i64,
     parts_max: i64,
     bytes_max: i64,
+    files_bytes: i64,
+    files_bytes_max: i64,
 }
 
 #[derive(Debug, Serialize)]
@@ -261,6 +263,8 @@ fn accept_item<'a>(accept: &'a Accept, bodies: &mut Bodies<'a>) -> Item<'a> {
             parts: bigint(collect.message.parts),
             parts_max: bigint(collect.parts_max),
             bytes_max: bigint(collect.bytes_max),
+            files_bytes: bigint(collect.files_bytes),
+            files_bytes_max: bigint(collect.files_bytes_max),
         }),
         files: accept
             .attachments
