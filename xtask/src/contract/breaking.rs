@@ -86,6 +86,13 @@ impl<'a> Comparison<'a> {
                 None => self.tell(at, format_args!("is no longer answered with {status}")),
             }
         }
+        // A refusal may go; while there is one, it says beside itself what it said.
+        for (status, answer) in entries(&old["responses"]) {
+            let Some(now) = new["responses"].get(status) else { continue };
+            for (name, _) in entries(&answer["headers"]).filter(|(name, _)| now["headers"].get(name).is_none()) {
+                self.tell(at, format_args!("has no header {name} with {status} any more"));
+            }
+        }
     }
 
     fn body(&mut self, at: &str, old: &'a Value, new: &'a Value) {
@@ -277,7 +284,7 @@ mod tests {
                 "requestBody": { "required": false, "content": { "application/json": { "schema": { "$ref": "#/s/New" } } } },
                 "responses": {
                     "200": { "content": { "application/json": { "schema": { "$ref": "#/s/Thing" } } } },
-                    "404": { "content": {} },
+                    "404": { "content": {}, "headers": { "x-id": {} } },
                 },
             } } },
             "s": {
@@ -338,6 +345,7 @@ mod tests {
             (put("/requestBody/content"), Some(json!({ "text/csv": {} })), "has no application/json any more"),
             (put("/responses/200"), None, "is no longer answered with 200"),
             (put("/responses/200/content"), Some(json!({})), "has no application/json any more"),
+            (put("/responses/404/headers"), Some(json!({})), "has no header x-id with 404 any more"),
             ("/s/New/required/-".to_owned(), Some(json!("name")), "`name` is required now"),
             ("/s/New/properties/name".to_owned(), None, "`name` is gone"),
             ("/s/New/properties/size/type".to_owned(), Some(json!("integer")), ".size: was"),
