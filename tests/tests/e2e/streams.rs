@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
-use turnhouse_tests::{Client, SeenEvent, TestHost, Turn};
+use turnhouse_tests::{Client, SeenEvent, TestHost, Turn, eventually};
 
 /// An id as its place: `end` is after every pair.
 fn place(event: &SeenEvent) -> (u64, u64) {
@@ -216,6 +216,7 @@ async fn e6_too_many_streams_are_refused_and_leave_nothing_behind() {
     assert_eq!((status, &problem["code"]), (StatusCode::TOO_MANY_REQUESTS, &json!("too_many_streams")));
     let another = ann.say("sleep_day", "c-2", "go").await;
     let third = another.events(None).await;
+    eventually("both run", async || host.live().await.running == 2).await;
     let before = host.live().await;
     let request = ann.request(Method::POST, &Client::turns("sleep_day", "c-3")).header("accept", "text/event-stream");
     let response = request.json(&json!({ "message": { "text": "go" } })).send().await.expect("an answer");
