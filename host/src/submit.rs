@@ -121,6 +121,9 @@ async fn attachments(host: &Host, submission: &Submission) -> Result<Vec<Attachm
 /// Accepts a message, or says why not. Returns once it is durable. Cancel-safe: a caller who goes away leaves an accepted turn behind, or nothing.
 pub async fn submit(host: &Host, submission: Submission) -> Result<Submitted, SubmitError> {
     let dispatch = &host.dispatch;
+    // What is asked below is asked once there is room, lest it is no longer so by then.
+    let enter = tokio::time::timeout(STORE_PATIENCE, dispatch.turnstile.enter(&submission.org));
+    let _pass = enter.await.map_err(|_late| StoreError::Unavailable("the journal is stuck".to_owned()))?;
     if dispatch.draining() {
         return Err(SubmitError::Draining);
     }
@@ -131,8 +134,6 @@ pub async fn submit(host: &Host, submission: Submission) -> Result<Submitted, Su
     let agent = host.agent(&submission.org, &submission.agent).await?.ok_or(SubmitError::NoSuchAgent)?;
     let limits = &host.config.limits;
     let attachments = attachments(host, &submission).await?;
-    let enter = tokio::time::timeout(STORE_PATIENCE, dispatch.turnstile.enter(&submission.org));
-    let _pass = enter.await.map_err(|_late| StoreError::Unavailable("the journal is stuck".to_owned()))?;
     let files_bytes = attachments.iter().map(|attachment| attachment.bytes).sum();
     let turn = TurnId::new();
     // An envelope is a run of its own: it joins nothing.
