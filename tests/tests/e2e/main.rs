@@ -9,6 +9,7 @@ mod embedded;
 mod export;
 mod gate;
 mod isolation;
+mod lanes;
 mod limits;
 mod members;
 mod oidc;

@@ -20,6 +20,7 @@ use crate::store::{Accept, AcceptResult, ClaimRequest, CommitResult, PutAgent, S
 
 mod home;
 mod isolation;
+mod policies;
 mod releases;
 mod roles;
 mod server;
