@@ -147,11 +147,26 @@ impl Issuer {
     async fn verify(&self, token: &str, head: &Head, now: Timestamp) -> Result<Verified, TokenError> {
         let allowed = self.settings.algorithms.iter().find(|allowed| allowed.as_str() == head.alg);
         let algorithm = allowed.ok_or(Reason::Algorithm)?.to_jwt();
-        let keys = self.keys.find(head.kid.as_deref(), algorithm).await?;
-        let says = keys.iter().map(|key| self.signed(token, key, algorithm)).reduce(|one, other| one.or(other));
-        let says = says.ok_or(Reason::UnknownKey)??;
+        let kid = head.kid.as_deref();
+        let mut says = self.signed_with_one_of(self.keys.find(kid, algorithm).await?, token, algorithm);
+        if let Err(Reason::Signature) = says
+            && let Some(keys) = self.keys.find_anew(kid, algorithm).await
+        {
+            says = self.signed_with_one_of(keys, token, algorithm);
+        }
+        let says = says?;
         let times = claims::times(&says, &self.settings, now)?;
         Ok(claims::read(&says, &self.settings, self.name.clone(), times)?)
+    }
+
+    fn signed_with_one_of(
+        &self,
+        keys: Vec<DecodingKey>,
+        token: &str,
+        algorithm: jsonwebtoken::Algorithm,
+    ) -> Result<Map<String, Value>, Reason> {
+        let tried = keys.iter().map(|key| self.signed(token, key, algorithm)).reduce(|one, other| one.or(other));
+        tried.unwrap_or(Err(Reason::UnknownKey))
     }
 
     /// What the token says, if this key signed it, its issuer made it, and it is meant for this host.

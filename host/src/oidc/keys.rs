@@ -1,7 +1,7 @@
 //! An issuer's public keys: fetched, kept fresh beside the requests, and kept for a while when the issuer does not answer.
 //!
-//! A request waits for the issuer only when a token names a key that is not known: then the keys are fetched once more, by one request for all, and
-//! not again for `refetch_s`, whatever anybody sends. What the issuer answers is bounded in size and time, and no redirect is followed.
+//! A request waits for the issuer only when a token names a key that is not known or is not signed with the one that it names: then the keys are fetched once
+//! more, by one request for all, and not again for `refetch_s`, whatever anybody sends. What the issuer answers is bounded in size and time, and no redirect is followed.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -159,15 +159,30 @@ impl KeySet {
             if let Some(found) = self.known(kid, algorithm) {
                 return Ok(found);
             }
-            if self.state.lock().tried.is_none_or(|at| at.elapsed() >= self.refetch) {
-                self.fetch().await;
-            }
+            self.fetch_once_more().await;
         }
         match self.known(kid, algorithm) {
             Some(found) => Ok(found),
             None if self.believed().is_some() => Err(Reason::UnknownKey.into()),
             None => Err(TokenError::Unavailable),
         }
+    }
+
+    /// The same, after one more look at the issuer's keys: a token was not signed with those that [`KeySet::find`] found, and an issuer may have given an old
+    /// name to a new key. `None`: they are as they were.
+    pub async fn find_anew(&self, kid: Option<&str>, algorithm: Algorithm) -> Option<Vec<DecodingKey>> {
+        let before = self.state.lock().fetched;
+        let _fetching = self.fetching.lock().await;
+        if self.state.lock().fetched == before && !self.fetch_once_more().await {
+            return None;
+        }
+        self.known(kid, algorithm)
+    }
+
+    /// Fetches them, if nobody has tried to of late; whether it did. Only whoever holds `fetching` calls this.
+    async fn fetch_once_more(&self) -> bool {
+        let due = self.state.lock().tried.is_none_or(|at| at.elapsed() >= self.refetch);
+        due && self.fetch().await
     }
 
     /// The keys, unless the issuer has been silent for too long.

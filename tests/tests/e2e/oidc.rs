@@ -169,6 +169,22 @@ async fn a_new_key_of_the_issuer_is_fetched_when_it_is_met_and_an_old_one_is_no_
     host.stop().await;
 }
 
+/// A name is the issuer's to give anew, if an unwise one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_key_under_an_old_name_is_fetched_when_it_is_met() {
+    let (old, new) = (SigningKey::es256("1"), SigningKey::es256("1"));
+    let issuer = TestIssuer::start(&[&old]).await;
+    let host = host_with(Settings { refetch_s: 0, ..issuer.settings() }).await;
+    assert_eq!(status(&host, &old.token(&issuer.claims("acme", "ann"))).await, StatusCode::OK);
+    let fetches = issuer.fetches();
+    assert_eq!(status(&host, &new.token(&issuer.claims("acme", "ann"))).await, StatusCode::UNAUTHORIZED);
+    assert!(issuer.fetches() > fetches, "its keys were looked at once more");
+    issuer.publish(&[&new]);
+    assert_eq!(status(&host, &new.token(&issuer.claims("acme", "ann"))).await, StatusCode::OK);
+    assert_eq!(status(&host, &old.token(&issuer.claims("acme", "bob"))).await, StatusCode::UNAUTHORIZED);
+    host.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_that_nobody_knows_do_not_make_the_host_ask_and_ask() {
     let (known, unknown) = (SigningKey::es256("1"), SigningKey::es256("2"));
@@ -180,6 +196,10 @@ async fn keys_that_nobody_knows_do_not_make_the_host_ask_and_ask() {
         let header = json!({"alg": "ES256", "kid": format!("made-up-{n}")});
         let token = unknown.token_with(&header, &issuer.claims("acme", "ann"));
         assert_eq!(status(&host, &token).await, StatusCode::UNAUTHORIZED);
+    }
+    let forged = SigningKey::es256("1");
+    for _ in 0..20 {
+        assert_eq!(status(&host, &forged.token(&issuer.claims("acme", "ann"))).await, StatusCode::UNAUTHORIZED);
     }
     assert_eq!(issuer.fetches(), fetches);
     host.stop().await;
