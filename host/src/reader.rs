@@ -64,6 +64,11 @@ impl Reader {
         Reader { live, ..Reader::new(host, org, submitted.turn, None) }
     }
 
+    /// Whose turn it reads.
+    pub fn of(&self) -> (&OrgId, TurnId) {
+        (&self.org, self.turn)
+    }
+
     /// The next event if it is at hand: several that are ready can be sent as one chunk.
     pub fn next_ready(&mut self) -> Option<Event> {
         let event = self.ready.pop_front()?;

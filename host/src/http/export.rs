@@ -140,13 +140,13 @@ fn taken(
 ) -> impl Stream<Item = Result<Bytes, BrokenOff>> {
     let (pages, taken) = mpsc::channel(1);
     tokio::spawn(async move {
-        let _place = place;
+        let (_place, org) = (place, export.org.clone());
         let why = match tokio::time::timeout(timeout, write(export, &pages, page_timeout)).await {
             Ok(Ok(())) => return,
             Ok(Err(why)) => why,
             Err(_) => BrokenOff::TooSlow,
         };
-        tracing::warn!(error = %why, "an export breaks off");
+        tracing::warn!(%org, error = %why, "an export breaks off");
     });
     futures_util::stream::unfold(Some(taken), async |taken| {
         let mut taken = taken?;

@@ -40,7 +40,14 @@ pub trait Source: Send + 'static {
 
 impl Source for Reader {
     fn next(&mut self) -> impl Future<Output = Next> + Send {
-        Reader::next(self)
+        async {
+            let next = Reader::next(self).await;
+            if let Err(error) = &next {
+                let (org, turn) = self.of();
+                tracing::warn!(%org, %turn, %error, "a stream ends before its turn: the store failed");
+            }
+            next
+        }
     }
 }
 
@@ -117,11 +124,7 @@ impl<S: Source, H> EventStream<S, H> {
                     write_frame(&mut self.chunk, &event);
                     self.ended = event.id == EventId::End;
                 }
-                Ok(None) => self.ended = true,
-                Err(error) => {
-                    tracing::warn!(%error, "a stream ends before its turn: the store failed");
-                    self.ended = true;
-                }
+                Ok(None) | Err(_) => self.ended = true,
             }
             // Also at the end: the future is not polled again, but it must not be one that has completed.
             self.next.set(take_next(source));

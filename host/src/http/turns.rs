@@ -218,7 +218,8 @@ async fn ended_by(gateway: &Gateway, caller: &Caller, submitted: &Submitted, unt
                 Ok(Some(_)) => {}
                 Ok(None) => return false,
                 Err(error) => {
-                    tracing::warn!(%error, "waiting for a turn ends early: the store failed");
+                    let (org, turn) = (&caller.org, submitted.turn);
+                    tracing::warn!(%org, %turn, %error, "waiting for a turn ends early: the store failed");
                     return false;
                 }
             }
