@@ -150,9 +150,14 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// Whose things this caller sees, where not everybody's.
+    pub fn only_own(&self) -> Option<&UserId> {
+        (!self.scopes.include(Scopes::ADMIN)).then_some(&self.user)
+    }
+
     /// Whether what `owner` began is this caller's to see: their own, or any of the org's for an admin.
     pub fn sees(&self, owner: &UserId) -> bool {
-        self.scopes.include(Scopes::ADMIN) || *owner == self.user
+        self.only_own().is_none_or(|user| user == owner)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::dispatch::Dispatch;
 use crate::events::{Bounds, LiveTurns};
-use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId};
+use crate::ids::{AgentId, ConversationId, OrgId, ReplicaId, TurnId, UserId};
 use crate::journal::{Journal, Observer as _};
 use crate::keys::{Authenticator, Bearer};
 use crate::oidc::Issuers;
@@ -203,31 +203,36 @@ impl Host {
         Ok(self.store.turn(org, turn).await?.map(|turn| turn.for_host().state))
     }
 
-    /// Deletes a conversation with its history, snapshots and private directory, ending its live turns.
+    /// Deletes a conversation with its history, snapshots and private directory, ending its live turns. `false`: it is not there, or not `whose`.
     pub async fn delete_conversation(
         &self,
         org: &OrgId,
         agent: &AgentId,
         conversation: &ConversationId,
+        whose: Option<&UserId>,
         by: &Actor,
-    ) -> Result<(), StoreError> {
-        let ended = self.store.delete_conversation(org, agent, conversation, self.clock.now(), by).await?;
+    ) -> Result<bool, StoreError> {
+        let ended = self.store.delete_conversation(org, agent, conversation, whose, self.clock.now(), by).await?;
+        let Some(ended) = ended else { return Ok(false) };
         ended.iter().for_each(|ended| self.dispatch.ended(ended));
         self.forget_directory(org, agent, conversation).await;
-        Ok(())
+        Ok(true)
     }
 
-    /// Starts a conversation's state anew: its chain of snapshots, and its private directory. Its turns stay.
+    /// Starts a conversation's state anew: its chain of snapshots, and its private directory. Its turns stay. `false`: it is not there, or not `whose`.
     pub async fn reset_conversation(
         &self,
         org: &OrgId,
         agent: &AgentId,
         conversation: &ConversationId,
+        whose: Option<&UserId>,
         by: &Actor,
-    ) -> Result<(), StoreError> {
-        self.store.reset_snapshot(org, agent, conversation, self.clock.now(), by).await?;
-        self.forget_directory(org, agent, conversation).await;
-        Ok(())
+    ) -> Result<bool, StoreError> {
+        let there = self.store.reset_snapshot(org, agent, conversation, whose, self.clock.now(), by).await?;
+        if there {
+            self.forget_directory(org, agent, conversation).await;
+        }
+        Ok(there)
     }
 
     /// Nobody finds the directory any more; that it leaves the disk waits for the guest that may still use it, here for a while and then

@@ -185,32 +185,36 @@ pub trait Store: Send + Sync + 'static {
         after: Option<&ConversationId>,
         limit: usize,
     ) -> Result<Page<ConversationRecord>>;
-    /// Writes a title or metadata on it; `false`: it is not there.
+    /// Writes a title or metadata on it; `false`: it is not there, or not `whose`.
     async fn write_notes(
         &self,
         org: &OrgId,
         agent: &AgentId,
         conversation: &ConversationId,
+        whose: Option<&UserId>,
         change: &NotesChange,
     ) -> Result<bool>;
-    /// Ends its live turns (`by: deleted`), deletes its turns, events and snapshots. Whoever makes it again starts from nothing (S8).
+    /// Ends its live turns (`by: deleted`), deletes its turns, events and snapshots. Whoever makes it again starts from nothing (S8). `None`: it is not there,
+    /// or not `whose`.
     async fn delete_conversation(
         &self,
         org: &OrgId,
         agent: &AgentId,
         conversation: &ConversationId,
+        whose: Option<&UserId>,
         now: Timestamp,
         by: &Actor,
-    ) -> Result<Vec<Ended>>;
-    /// Starts its chain of snapshots anew; turns stay.
+    ) -> Result<Option<Vec<Ended>>>;
+    /// Starts its chain of snapshots anew; turns stay. `false`: it is not there, or not `whose`.
     async fn reset_snapshot(
         &self,
         org: &OrgId,
         agent: &AgentId,
         conversation: &ConversationId,
+        whose: Option<&UserId>,
         now: Timestamp,
         by: &Actor,
-    ) -> Result<()>;
+    ) -> Result<bool>;
 
     /// An org's conversations by agent and id, after a place.
     async fn org_conversations(

@@ -26,8 +26,9 @@ BEGIN
   RETURN true;
 END $$;
 
--- Ends a conversation's live turns and deletes all that it had. Its row stays, with another root: what was staged on the old chain fits nowhere any more.
-CREATE FUNCTION delete_conversation(p_now bigint, p_org text, p_agent text, p_conversation text, p_generation uuid)
+-- Ends a conversation's live turns and deletes all that it had, if it is there and is p_whose; null: whosever it is. Its row stays, with another root: what was
+-- staged on the old chain fits nowhere any more. The first row, which has no turn, says that it was there.
+CREATE FUNCTION delete_conversation(p_now bigint, p_org text, p_agent text, p_conversation text, p_whose text, p_generation uuid)
 RETURNS TABLE (turn uuid, was text, accepted bigint, ended bigint) LANGUAGE plpgsql AS $$
 DECLARE
   v_now bigint;
@@ -40,7 +41,12 @@ BEGIN
   v_now := coalesce(p_now, turnhouse_now());
   -- Also those without a place: its owner's turn that named this conversation is part of what is deleted. Another's is not: it never was in this
   -- conversation, whose owner cannot see it. All at once, so that nobody becomes ready.
-  SELECT c.user_id INTO v_user FROM conversations c WHERE c.org_id = p_org AND c.agent_id = p_agent AND c.conversation_id = p_conversation;
+  SELECT c.user_id INTO v_user FROM conversations c
+   WHERE c.org_id = p_org AND c.agent_id = p_agent AND c.conversation_id = p_conversation AND c.deleted_at IS NULL AND (p_whose IS NULL OR c.user_id = p_whose);
+  IF NOT FOUND THEN
+    RETURN;
+  END IF;
+  RETURN NEXT;
   v_ends := ARRAY(SELECT jsonb_populate_record(NULL::item, jsonb_build_object('org', p_org, 'turn', t.turn_id, 'outcome', 'cancelled', 'cancelled_by', 'deleted'))
                     FROM turns t JOIN turn_markers k ON k.org_id = t.org_id AND k.turn_id = t.turn_id
                    WHERE t.org_id = p_org AND t.agent_id = p_agent AND t.conversation_id = p_conversation AND (t.seq IS NOT NULL OR t.user_id = v_user));
@@ -72,13 +78,17 @@ BEGIN
    WHERE l.org_id = p_org AND v_waiting + v_ready + v_running > 0;
 END $$;
 
--- Starts a conversation's chain of snapshots anew; its turns stay.
-CREATE FUNCTION reset_snapshot(p_org text, p_agent text, p_conversation text, p_generation uuid) RETURNS void LANGUAGE plpgsql AS $$
+-- Starts a conversation's chain of snapshots anew, if it is there and is p_whose; its turns stay.
+CREATE FUNCTION reset_snapshot(p_org text, p_agent text, p_conversation text, p_whose text, p_generation uuid) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
   PERFORM 1 FROM org_load WHERE org_id = p_org FOR NO KEY UPDATE;
-  DELETE FROM snapshots WHERE org_id = p_org AND agent_id = p_agent AND conversation_id = p_conversation;
   UPDATE conversations SET generation = p_generation, head_run = p_generation, kept_runs = '{}'
-   WHERE org_id = p_org AND agent_id = p_agent AND conversation_id = p_conversation;
+   WHERE org_id = p_org AND agent_id = p_agent AND conversation_id = p_conversation AND deleted_at IS NULL AND (p_whose IS NULL OR user_id = p_whose);
+  IF NOT FOUND THEN
+    RETURN false;
+  END IF;
+  DELETE FROM snapshots WHERE org_id = p_org AND agent_id = p_agent AND conversation_id = p_conversation;
+  RETURN true;
 END $$;
 
 -- Makes the next turn of a lane ready that somebody left without an active one. Looks again, under the lock.

@@ -277,9 +277,10 @@ impl Store for Faulty {
         org: &OrgId,
         agent: &AgentId,
         conversation: &ConversationId,
+        whose: Option<&UserId>,
         change: &NotesChange,
     ) -> Result<bool> {
-        self.through(Call::Read, self.store.write_notes(org, agent, conversation, change)).await
+        self.through(Call::Read, self.store.write_notes(org, agent, conversation, whose, change)).await
     }
 
     async fn delete_conversation(
@@ -287,10 +288,12 @@ impl Store for Faulty {
         org: &OrgId,
         agent: &AgentId,
         conversation: &ConversationId,
+        whose: Option<&UserId>,
         now: Timestamp,
         by: &Actor,
-    ) -> Result<Vec<Ended>> {
-        self.through(Call::Read, self.store.delete_conversation(org, agent, conversation, self.now(now), by)).await
+    ) -> Result<Option<Vec<Ended>>> {
+        self.through(Call::Read, self.store.delete_conversation(org, agent, conversation, whose, self.now(now), by))
+            .await
     }
 
     async fn reset_snapshot(
@@ -298,10 +301,11 @@ impl Store for Faulty {
         org: &OrgId,
         agent: &AgentId,
         conversation: &ConversationId,
+        whose: Option<&UserId>,
         now: Timestamp,
         by: &Actor,
-    ) -> Result<()> {
-        self.through(Call::Read, self.store.reset_snapshot(org, agent, conversation, self.now(now), by)).await
+    ) -> Result<bool> {
+        self.through(Call::Read, self.store.reset_snapshot(org, agent, conversation, whose, self.now(now), by)).await
     }
 
     async fn org_conversations(

@@ -19,7 +19,6 @@ use super::problem::{Code, Problem};
 use super::under_way::UnderWay;
 use super::views::{json, located};
 use crate::attachment::{Attachment, AttachmentId, PIECE_BYTES, is_media_type};
-use crate::caller::Scopes;
 use crate::clock::Timestamp;
 use crate::ids::OrgId;
 use crate::store::{PutAttachment, StoreError};
@@ -112,7 +111,7 @@ async fn get_attachment(
     Ids(id): Ids<AttachmentId>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let user = (!caller.scopes.include(Scopes::ADMIN)).then_some(&caller.user);
+    let user = caller.only_own();
     let found = gateway.host.store.attachments(&caller.org, user, &[id]).await?;
     let Some(attachment) = found.into_iter().next() else { return Err(Problem::not_found("attachment")) };
     let tag = format!("\"{id}\"");

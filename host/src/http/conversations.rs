@@ -17,7 +17,7 @@ use super::params::Ids;
 use super::problem::{Code, Problem};
 use super::views::{ConversationView, MessageView, TurnView, json, located};
 use crate::audit::{Act, Verb};
-use crate::caller::{Caller, Scopes};
+use crate::caller::Caller;
 use crate::ids::{AgentId, ConversationId};
 use crate::notes::NotesChange;
 use crate::store::{ConversationRecord, Direction, Page, TurnRecord};
@@ -106,6 +106,11 @@ pub async fn opened(
     found.and_then(|owned| owned.open(caller)).ok_or_else(|| Problem::not_found("conversation"))
 }
 
+/// What was changed under the condition that it is the caller's.
+fn was_there(changed: bool) -> Result<(), Problem> {
+    changed.then_some(()).ok_or_else(|| Problem::not_found("conversation"))
+}
+
 /// List conversations
 ///
 /// The caller's own, or all of the agent's for an admin; by id.
@@ -119,8 +124,8 @@ async fn list_conversations(
 ) -> Result<Response, Problem> {
     let after: Option<ConversationId> = query.after_name('c')?;
     gateway.host.agent(&caller.org, &agent).await?.ok_or_else(|| Problem::not_found("agent"))?;
-    let only = (!caller.scopes.include(Scopes::ADMIN)).then_some(&caller.user);
-    let page = gateway.host.store.conversations(&caller.org, &agent, only, after.as_ref(), query.limit).await?;
+    let page =
+        gateway.host.store.conversations(&caller.org, &agent, caller.only_own(), after.as_ref(), query.limit).await?;
     let next = page.items.last().filter(|_| page.more).map(|last| name_cursor('c', &last.id));
     let items = page.items.into_iter().map(ConversationView::from).collect();
     json(StatusCode::OK, &List { items, next })
@@ -161,9 +166,9 @@ async fn patch_conversation(
         let (act, host) = (Act::conversation(Verb::ConversationChange, &agent, &conversation), &gateway.host);
         host.store.record_act(Some(&caller.org), &act, host.clock.now(), &caller.actor()).await?;
     }
-    if !gateway.host.store.write_notes(&caller.org, &agent, &conversation, &change).await? {
-        return Err(Problem::not_found("conversation"));
-    }
+    let written =
+        gateway.host.store.write_notes(&caller.org, &agent, &conversation, caller.only_own(), &change).await?;
+    was_there(written)?;
     json(StatusCode::OK, &ConversationView::from(opened(&gateway, &caller, &agent, &conversation).await?))
 }
 
@@ -177,8 +182,8 @@ async fn delete_conversation(
     caller: May<Converse>,
     Ids((agent, conversation)): Ids<(AgentId, ConversationId)>,
 ) -> Result<Response, Problem> {
-    opened(&gateway, &caller, &agent, &conversation).await?;
-    gateway.host.delete_conversation(&caller.org, &agent, &conversation, &caller.actor()).await?;
+    let (whose, by) = (caller.only_own(), caller.actor());
+    was_there(gateway.host.delete_conversation(&caller.org, &agent, &conversation, whose, &by).await?)?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -192,8 +197,8 @@ async fn reset_snapshot(
     caller: May<Converse>,
     Ids((agent, conversation)): Ids<(AgentId, ConversationId)>,
 ) -> Result<Response, Problem> {
-    opened(&gateway, &caller, &agent, &conversation).await?;
-    gateway.host.reset_conversation(&caller.org, &agent, &conversation, &caller.actor()).await?;
+    let (whose, by) = (caller.only_own(), caller.actor());
+    was_there(gateway.host.reset_conversation(&caller.org, &agent, &conversation, whose, &by).await?)?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -61,7 +61,8 @@ macro_rules! rules {
                 s8_a_file_turn_has_its_conversations_generation,
             ]
             tenants: [
-                o1_the_same_names_in_two_orgs_never_meet, o2_anothers_conversation_is_not_found, an_admin_sees_every_conversation,
+                o1_the_same_names_in_two_orgs_never_meet, o2_anothers_conversation_is_not_found,
+                o2_anothers_conversation_is_neither_deleted_nor_reset_nor_named, an_admin_sees_every_conversation,
                 deleting_one_conversation_leaves_its_neighbours,
             ]
             attachments: [
@@ -73,6 +74,7 @@ macro_rules! rules {
                 workers_have_versions_by_their_bytes, old_versions_go_and_used_ones_stay, a_used_worker_is_not_deleted,
                 agents_pin_versions_and_one_is_default, an_agent_with_conversations_is_not_deleted, lists_have_cursors,
                 keys_are_found_by_hash_and_revoked, a_rotated_key_ends_after_its_overlap_and_has_one_successor,
+                o1_whoever_leaves_an_org_leaves_no_key_behind,
                 ticket_keys_are_added_in_order_and_two_are_kept, orgs_are_made_once, conversations_are_opened_once,
                 s8_a_title_goes_with_its_conversation_and_stays_over_a_reset,
             ]

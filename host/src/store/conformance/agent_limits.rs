@@ -221,7 +221,11 @@ pub(in crate::store) async fn o3_what_is_held_ends_like_any_other(world: &World)
     ];
     world.cancel(b).await;
     assert_eq!(load(world).await, (3, 1));
-    world.store.delete_conversation(&org("acme"), &agent(), &conversation("c"), world.now(), &by()).await.unwrap();
+    world
+        .store
+        .delete_conversation(&org("acme"), &agent(), &conversation("c"), None, world.now(), &by())
+        .await
+        .unwrap();
     assert_eq!(load(world).await, (2, 1));
     assert!(world.store.turn(&org("acme"), c).await.unwrap().is_none());
     // Whoever interrupts what runs waits behind what was held before.
@@ -233,7 +237,11 @@ pub(in crate::store) async fn o3_what_is_held_ends_like_any_other(world: &World)
     assert!(interrupted.len() == 1 && interrupted[0].promoted && interrupted[0].turn == running.lease.turn);
     let next = world.claim_one().await;
     assert_eq!(next.lease.turn, d);
-    world.store.delete_conversation(&org("acme"), &agent(), &conversation("d"), world.now(), &by()).await.unwrap();
+    world
+        .store
+        .delete_conversation(&org("acme"), &agent(), &conversation("d"), None, world.now(), &by())
+        .await
+        .unwrap();
     assert_eq!(world.claim_one().await.lease.turn, turn, "a deletion frees, too");
 }
 
@@ -345,14 +353,22 @@ pub(in crate::store) async fn o3_what_an_org_and_an_agent_have_stored_is_measure
     let put = store.put_attachment(&org("acme"), &user("ann"), &file, pieces, 1_000, now).await.unwrap();
     assert_eq!(put, PutAttachment::StorageFull(10_000), "nor a file");
     world.submit(world.message_of_zeta("b")).await;
-    world.store.delete_conversation(&org("acme"), &agent(), &conversation("b"), world.now(), &by()).await.unwrap();
+    world
+        .store
+        .delete_conversation(&org("acme"), &agent(), &conversation("b"), None, world.now(), &by())
+        .await
+        .unwrap();
     assert_eq!(refused(world, to_free(world.message("b"))).await, full(LimitOf::Org, 10_000.0), "not measured yet");
     world.advance_ms(FULL_MEASURED_EVERY_MS);
     assert_eq!(measure().await, [org("acme")], "sooner than others");
     world.submit(world.message("b")).await;
     // An agent of which nothing is left is not full for ever.
     for of in ["a", "b"] {
-        world.store.delete_conversation(&org("acme"), &agent(), &conversation(of), world.now(), &by()).await.unwrap();
+        world
+            .store
+            .delete_conversation(&org("acme"), &agent(), &conversation(of), None, world.now(), &by())
+            .await
+            .unwrap();
     }
     world.advance_ms(MEASURED_EVERY_MS);
     measure().await;

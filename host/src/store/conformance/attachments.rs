@@ -64,7 +64,11 @@ pub(in crate::store) async fn o1_the_same_bytes_in_two_orgs_are_two(world: &Worl
     );
     let turn = world.submit_and_start(referring(world.message_of_zeta("c"), &[&attachment])).await;
     world.complete(&turn, None).await;
-    world.store.delete_conversation(&org("zeta"), &agent(), &conversation("c"), world.now(), &by()).await.unwrap();
+    world
+        .store
+        .delete_conversation(&org("zeta"), &agent(), &conversation("c"), None, world.now(), &by())
+        .await
+        .unwrap();
     swept(world).await;
     assert!(is_stored(world, "acme", id).await && !is_stored(world, "zeta", id).await);
     assert_eq!(found(world, "acme", Some("ann"), id).await.as_deref(), Some("text/ann"));
@@ -202,7 +206,11 @@ pub(in crate::store) async fn s8_attachments_go_with_their_conversation(world: &
     let second = world.submit_and_start(referring(world.message("a"), &[&only])).await;
     world.complete(&second, None).await;
     let kept = world.submit_and_start(referring(world.message("b"), &[&both])).await;
-    world.store.delete_conversation(&org("acme"), &agent(), &conversation("a"), world.now(), &by()).await.unwrap();
+    world
+        .store
+        .delete_conversation(&org("acme"), &agent(), &conversation("a"), None, world.now(), &by())
+        .await
+        .unwrap();
     // At once for whoever asks, in a while from the disk.
     assert_eq!(found(world, "acme", Some("ann"), only.id).await, None);
     assert_eq!(found(world, "acme", None, only.id).await, None);

@@ -70,10 +70,10 @@ pub(in crate::store) async fn each_change_is_written_down_with_who_made_it(world
     assert_eq!(since(world, &mut seen).await, acts(&[("key.revoke", "key/0123456789abcdef")]), "once");
     world.advance_ms(1);
     world.submit(world.message("c")).await;
-    store.reset_snapshot(&acme, &agent(), &conversation("c"), world.now(), &by()).await.unwrap();
+    store.reset_snapshot(&acme, &agent(), &conversation("c"), None, world.now(), &by()).await.unwrap();
     assert_eq!(since(world, &mut seen).await, acts(&[("conversation.reset", "agent/support/conversation/c")]));
     world.advance_ms(1);
-    store.delete_conversation(&acme, &agent(), &conversation("c"), world.now(), &by()).await.unwrap();
+    store.delete_conversation(&acme, &agent(), &conversation("c"), None, world.now(), &by()).await.unwrap();
     assert_eq!(since(world, &mut seen).await, acts(&[("conversation.delete", "agent/support/conversation/c")]));
     world.advance_ms(1);
     store.delete_agent(&acme, &agent(), world.now(), &by()).await.unwrap();

@@ -83,7 +83,7 @@ pub(in crate::store) async fn an_agent_with_conversations_is_not_deleted(world: 
     assert!(
         matches!(world.store.delete_agent(&acme, &agent, world.now(), &by()).await.unwrap(), Deleted::InUse(by) if by.contains('c'))
     );
-    world.store.delete_conversation(&acme, &agent, &conversation("c"), world.now(), &by()).await.unwrap();
+    world.store.delete_conversation(&acme, &agent, &conversation("c"), None, world.now(), &by()).await.unwrap();
     assert_eq!(world.store.delete_agent(&acme, &agent, world.now(), &by()).await.unwrap(), Deleted::Done);
     assert_eq!(world.store.delete_agent(&acme, &agent, world.now(), &by()).await.unwrap(), Deleted::NotFound);
 }
@@ -212,6 +212,37 @@ pub(in crate::store) async fn a_rotated_key_ends_after_its_overlap_and_has_one_s
     assert!(world.store.key([8; 32]).await.unwrap().is_none());
 }
 
+pub(in crate::store) async fn o1_whoever_leaves_an_org_leaves_no_key_behind(world: &World) {
+    let (now, actor, of) = (world.now(), by(), org("acme"));
+    let key = |id: String, who: &UserId| KeyRecord {
+        id,
+        org: of.clone(),
+        user: who.clone(),
+        scopes: Scopes::TURNS,
+        name: "laptop".to_owned(),
+        created_at: now,
+        expires_at: None,
+        revoked_at: None,
+        last_used_at: None,
+        successor: None,
+    };
+    for n in 0..10_u8 {
+        let who = user(&format!("guest-{n}"));
+        let joined = world.store.put_member(&of, &who, Role::Member, None, 100, now, &actor).await.unwrap();
+        assert!(matches!(joined, PutMember::Stored { created: true, .. }), "{joined:?}");
+        let (old, new) = (key(format!("old-{n}"), &who), key(format!("new-{n}"), &who));
+        assert!(world.store.create_key([n; 32], &old, &actor).await.unwrap());
+        let (rotated, removed) = tokio::join!(
+            world.store.rotate_key(&old.id, [n + 100; 32], &new, 1_000, &actor),
+            world.store.remove_member(&of, &who, None, now, &actor)
+        );
+        assert_eq!((rotated.is_ok(), removed.unwrap()), (true, RemoveMember::Done));
+        let left = world.store.keys(&of).await.unwrap();
+        let alive: Vec<_> = left.iter().filter(|key| key.user == who && key.revoked_at.is_none()).collect();
+        assert!(alive.is_empty(), "{alive:?}");
+    }
+}
+
 pub(in crate::store) async fn ticket_keys_are_added_in_order_and_two_are_kept(world: &World) {
     let add = |number: i64, byte: u8| world.store.add_ticket_key(number, [byte; 32], world.now());
     assert!(world.store.ticket_keys().await.unwrap().is_empty());
@@ -252,7 +283,11 @@ pub(in crate::store) async fn conversations_are_opened_once(world: &World) {
     assert!(!made);
     assert_eq!(again.for_host().user, user("ann"));
     assert_eq!(world.submit_and_start(world.message("c")).await.seq, Some(1));
-    world.store.delete_conversation(&org("acme"), &agent(), &conversation("c"), world.now(), &by()).await.unwrap();
+    world
+        .store
+        .delete_conversation(&org("acme"), &agent(), &conversation("c"), None, world.now(), &by())
+        .await
+        .unwrap();
     let (reborn, made) = open("bob").await;
     assert!(made);
     assert_eq!(reborn.for_host().user, user("bob"));
@@ -262,7 +297,8 @@ pub(in crate::store) async fn s8_a_title_goes_with_its_conversation_and_stays_ov
     use crate::notes::NotesChange;
     let (acme, agent, id) = (org("acme"), agent(), conversation("c"));
     let change = |json: &str| serde_json::from_str::<NotesChange>(json).unwrap();
-    let write = async |org: &OrgId, json: &str| world.store.write_notes(org, &agent, &id, &change(json)).await.unwrap();
+    let write =
+        async |org: &OrgId, json: &str| world.store.write_notes(org, &agent, &id, None, &change(json)).await.unwrap();
     assert!(!write(&acme, r#"{"title": "too soon"}"#).await, "there is no such conversation");
     world.submit(world.message("c")).await;
     world.submit(world.message_of_zeta("c")).await;
@@ -283,10 +319,10 @@ pub(in crate::store) async fn s8_a_title_goes_with_its_conversation_and_stays_ov
     assert!(write(&acme, r#"{"title": null}"#).await);
     assert_eq!(read(&acme).await, is(None, &["c=3"]));
     assert!(write(&acme, r#"{"title": "again", "metadata": null}"#).await);
-    world.store.reset_snapshot(&acme, &agent, &id, world.now(), &by()).await.unwrap();
+    world.store.reset_snapshot(&acme, &agent, &id, None, world.now(), &by()).await.unwrap();
     assert_eq!(read(&acme).await, is(Some("again"), &[]));
     assert_eq!(read(&org("zeta")).await, is(None, &[]), "the other org's is its own");
-    world.store.delete_conversation(&acme, &agent, &id, world.now(), &by()).await.unwrap();
+    world.store.delete_conversation(&acme, &agent, &id, None, world.now(), &by()).await.unwrap();
     assert!(!write(&acme, r#"{"title": "too late"}"#).await);
     world.submit(world.message("c")).await;
     assert_eq!(read(&acme).await, is(None, &[]), "who begins it again begins with nothing");

@@ -168,7 +168,7 @@ pub(in crate::store) async fn o3_processor_time_counts_however_a_turn_ends(world
     assert_eq!(world.record(running).await.usage, Some(used(40.0)), "and is told of the turn");
     let deleted = world.submit_and_start(world.message("b")).await.lease.turn;
     let conversation = "b".parse().unwrap();
-    world.store.delete_conversation(&org("acme"), &agent(), &conversation, world.now(), &by()).await.unwrap();
+    world.store.delete_conversation(&org("acme"), &agent(), &conversation, None, world.now(), &by()).await.unwrap();
     assert!(add(deleted, 59.0).await);
     assert_eq!(meter().await, 99.0);
     let told = world.submit_and_start(world.message("c")).await;

@@ -425,7 +425,11 @@ pub(in crate::store) async fn live_counts_are_exact(world: &World) {
     assert_eq!(counts().await, (1, 1, 1));
     assert!(matches!(world.cancel(first).await, CommitResult::Won(_)));
     assert_eq!(counts().await, (0, 1, 1));
-    world.store.delete_conversation(&org("zeta"), &agent(), &conversation("c"), world.now(), &by()).await.unwrap();
+    world
+        .store
+        .delete_conversation(&org("zeta"), &agent(), &conversation("c"), None, world.now(), &by())
+        .await
+        .unwrap();
     assert_eq!(counts().await, (0, 1, 0));
 }
 
@@ -495,5 +499,9 @@ pub(in crate::store) async fn what_is_old_goes_and_what_lives_stays(world: &Worl
     assert_eq!(next.head.unwrap().snapshot.unwrap().body.unwrap(), "state");
     assert_eq!(next.seq, Some(3));
     // What was kept for the chain is this turn's own; the checker wants every snapshot's turn.
-    world.store.delete_conversation(&org("acme"), &agent(), &conversation("c"), world.now(), &by()).await.unwrap();
+    world
+        .store
+        .delete_conversation(&org("acme"), &agent(), &conversation("c"), None, world.now(), &by())
+        .await
+        .unwrap();
 }

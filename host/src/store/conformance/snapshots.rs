@@ -92,7 +92,9 @@ pub(in crate::store) async fn s8_a_deleted_conversation_starts_from_nothing(worl
     world.append(&first, deltas(1, &["a"])).await;
     world.complete(&first, Some(b"old")).await;
     let (of, agent, id) = (org("acme"), agent(), conversation("c"));
-    assert!(world.store.delete_conversation(&of, &agent, &id, world.now(), &by()).await.unwrap().is_empty());
+    assert!(
+        world.store.delete_conversation(&of, &agent, &id, None, world.now(), &by()).await.unwrap().unwrap().is_empty()
+    );
     assert!(world.store.conversation(&of, &agent, &id).await.unwrap().is_none());
     assert!(world.store.turn(&of, first.lease.turn).await.unwrap().is_none());
     assert!(world.store.events(&of, first.lease.turn, None, 1).await.unwrap().is_none());
@@ -114,8 +116,12 @@ pub(in crate::store) async fn s8_deleting_ends_live_turns(world: &World) {
     let mut homeless = world.message("c");
     homeless.envelope.org = None;
     let homeless = world.submit(homeless).await;
-    let ended =
-        world.store.delete_conversation(&org("acme"), &agent(), &conversation("c"), world.now(), &by()).await.unwrap();
+    let ended = world
+        .store
+        .delete_conversation(&org("acme"), &agent(), &conversation("c"), None, world.now(), &by())
+        .await
+        .unwrap();
+    let ended = ended.expect("it was there");
     let mut turns: Vec<TurnId> = ended.iter().map(|ended| ended.turn).collect();
     turns.sort();
     assert_eq!(turns, [running.lease.turn, waiting, homeless]);
@@ -132,7 +138,7 @@ pub(in crate::store) async fn a_reset_starts_a_new_chain(world: &World) {
     let first = world.submit_and_start(world.message("c")).await;
     world.complete(&first, Some(b"old")).await;
     let running = world.submit_and_start(world.message("c")).await;
-    world.store.reset_snapshot(&org("acme"), &agent(), &conversation("c"), world.now(), &by()).await.unwrap();
+    world.store.reset_snapshot(&org("acme"), &agent(), &conversation("c"), None, world.now(), &by()).await.unwrap();
     let mut commit = world.commit(&running, replied("x"));
     commit.snapshot = Some(world.stage(&running, b"of the old chain"));
     assert!(matches!(world.end(commit.clone()).await, CommitResult::SnapshotConflict));
@@ -181,10 +187,10 @@ pub(in crate::store) async fn s8_a_file_turn_has_its_conversations_generation(wo
     assert_eq!((claimed.lease.turn, claimed.generation), (second, first.generation));
     world.complete(&claimed, None).await;
 
-    world.store.reset_snapshot(&of, &agent, &id, world.now(), &by()).await.unwrap();
+    world.store.reset_snapshot(&of, &agent, &id, None, world.now(), &by()).await.unwrap();
     let reset = world.submit_and_start(message()).await;
     assert!(reset.generation.is_some() && reset.generation != first.generation);
-    world.store.delete_conversation(&of, &agent, &id, world.now(), &by()).await.unwrap();
+    world.store.delete_conversation(&of, &agent, &id, None, world.now(), &by()).await.unwrap();
     let deleted = known().await;
     assert!(deleted.is_some() && deleted != reset.generation, "its row stays, with another generation");
     let again = world.submit_and_start(message()).await;

@@ -17,7 +17,11 @@ pub(in crate::store) async fn o1_the_same_names_in_two_orgs_never_meet(world: &W
     world.complete(&mine, Some(b"mine")).await;
     let next = world.submit_and_start(world.message("c")).await;
     assert_eq!(next.head.unwrap().snapshot.unwrap().body.as_deref(), Some(&b"mine"[..]));
-    world.store.delete_conversation(&org("zeta"), &agent(), &conversation("c"), world.now(), &by()).await.unwrap();
+    world
+        .store
+        .delete_conversation(&org("zeta"), &agent(), &conversation("c"), None, world.now(), &by())
+        .await
+        .unwrap();
     assert_eq!(world.state(mine.lease.turn).await, TurnState::Completed);
     let page = |of: &'static str| {
         let (org, agent) = (org(of), agent());
@@ -50,6 +54,30 @@ pub(in crate::store) async fn o2_anothers_conversation_is_not_found(world: &Worl
     assert!(mine.items.is_empty());
 }
 
+/// Whose it is, is looked at where it is changed: between a look and a change it may have gone and begun again as another's.
+pub(in crate::store) async fn o2_anothers_conversation_is_neither_deleted_nor_reset_nor_named(world: &World) {
+    let (of, agent, id) = (org("acme"), agent(), conversation("c"));
+    let turn = world.submit_and_start(world.message("c")).await;
+    world.complete(&turn, Some(b"kept")).await;
+    let acts = super::audit::all(world, "acme").await.len();
+    let named: NotesChange = serde_json::from_str(r#"{"title": "mine now"}"#).unwrap();
+    let (store, now, by) = (&world.store, world.now(), by());
+    let (ann, bob) = (user("ann"), user("bob"));
+    for (whose, there) in [(&bob, &id), (&ann, &conversation("d"))] {
+        assert!(!store.write_notes(&of, &agent, there, Some(whose), &named).await.unwrap());
+        assert!(!store.reset_snapshot(&of, &agent, there, Some(whose), now, &by).await.unwrap());
+        assert!(store.delete_conversation(&of, &agent, there, Some(whose), now, &by).await.unwrap().is_none());
+    }
+    let record = store.conversation(&of, &agent, &id).await.unwrap().unwrap().for_host();
+    assert_eq!((record.user, record.title, record.snapshot_run), (ann.clone(), None, Some(turn.lease.turn.into())));
+    assert_eq!(super::audit::all(world, "acme").await.len(), acts, "nothing was done");
+    assert!(store.write_notes(&of, &agent, &id, Some(&ann), &named).await.unwrap());
+    assert!(store.reset_snapshot(&of, &agent, &id, Some(&ann), now, &by).await.unwrap());
+    assert!(store.delete_conversation(&of, &agent, &id, Some(&ann), now, &by).await.unwrap().is_some());
+    assert!(store.delete_conversation(&of, &agent, &id, Some(&ann), now, &by).await.unwrap().is_none(), "it is gone");
+    assert_eq!(super::audit::all(world, "acme").await.len(), acts + 2);
+}
+
 pub(in crate::store) async fn an_admin_sees_every_conversation(world: &World) {
     world.submit(world.message("c")).await;
     let admin = Accept { user: user("root"), sees_all: true, ..world.message("c") };
@@ -67,7 +95,11 @@ pub(in crate::store) async fn deleting_one_conversation_leaves_its_neighbours(wo
         world.complete(&claimed, Some(b"state")).await;
         kept.push(claimed.lease.turn);
     }
-    world.store.delete_conversation(&org("acme"), &agent(), &conversation("c"), world.now(), &by()).await.unwrap();
+    world
+        .store
+        .delete_conversation(&org("acme"), &agent(), &conversation("c"), None, world.now(), &by())
+        .await
+        .unwrap();
     for (lane, turn) in [("b", kept[0]), ("c2", kept[2])] {
         assert_eq!(world.event_ids(turn, None).await, ["1.1"]);
         assert!(world.submit_and_start(world.message(lane)).await.head.unwrap().snapshot.is_some());

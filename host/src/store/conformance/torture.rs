@@ -421,10 +421,12 @@ impl Run<'_> {
         let org = org(if self.random.chance(50) { "acme" } else { "zeta" });
         let lane = conversation(&format!("c-{}", self.random.below(6)));
         if self.random.chance(30) {
-            return self.world.store.reset_snapshot(&org, &agent(), &lane, self.world.now(), &by()).await.unwrap();
+            self.world.store.reset_snapshot(&org, &agent(), &lane, None, self.world.now(), &by()).await.unwrap();
+            return;
         }
-        let ended = self.world.store.delete_conversation(&org, &agent(), &lane, self.world.now(), &by()).await.unwrap();
-        ended.iter().for_each(|ended| self.model.ended(ended));
+        let ended =
+            self.world.store.delete_conversation(&org, &agent(), &lane, None, self.world.now(), &by()).await.unwrap();
+        ended.iter().flatten().for_each(|ended| self.model.ended(ended));
         self.keys.retain(|(of, conversation, _), _| (of, conversation.as_ref()) != (&org, Some(&lane)));
         if let Some(turns) = self.model.lanes.get(&(org, lane)) {
             assert!(turns.is_empty(), "deletion ends what is live");

@@ -35,18 +35,20 @@ SELECT c.agent_id, c.conversation_id, c.user_id, c.created_at, c.head_run, c.gen
  WHERE c.org_id = $1 AND c.agent_id = $2 AND c.user_id = $5 AND c.conversation_id > $3 AND c.deleted_at IS NULL ORDER BY c.conversation_id LIMIT $4";
     OPEN = "-- open
 SELECT open_conversation($1::bigint, $2, $3, $4, $5, $6)";
-    /// $1 the time, $6 and on what is said of it.
+    /// $1 the time, $6 and on what is said of it, $13 whose it must be.
     DELETE = "-- delete
-WITH said AS (INSERT INTO audit (org_id, at, audit_id, actor, credential, request_id, verb, resource, detail)
-              VALUES ($2, coalesce($1::bigint, turnhouse_now()), $6, $7, $8, $9, $10, $11, $12))
-SELECT turn, was, accepted, ended FROM delete_conversation_and_notes($1::bigint, $2, $3, $4, $5)";
+WITH gone AS MATERIALIZED (SELECT turn, was, accepted, ended FROM delete_conversation_and_notes($1::bigint, $2, $3, $4, $13, $5)),
+     said AS (INSERT INTO audit (org_id, at, audit_id, actor, credential, request_id, verb, resource, detail)
+              SELECT $2, coalesce($1::bigint, turnhouse_now()), $6, $7, $8, $9, $10, $11, $12 WHERE EXISTS (SELECT 1 FROM gone))
+SELECT turn, was, accepted, ended FROM gone";
     NOTES = "-- notes
-SELECT write_notes($1, $2, $3, $4, $5, $6, $7)";
-    /// $1 the time, $6 and on what is said of it.
+SELECT write_notes($1, $2, $3, $8, $4, $5, $6, $7)";
+    /// $1 the time, $6 and on what is said of it, $13 whose it must be.
     RESET = "-- reset
-WITH said AS (INSERT INTO audit (org_id, at, audit_id, actor, credential, request_id, verb, resource, detail)
-              VALUES ($2, coalesce($1::bigint, turnhouse_now()), $6, $7, $8, $9, $10, $11, $12))
-SELECT reset_snapshot($2, $3, $4, $5)";
+WITH anew AS MATERIALIZED (SELECT reset_snapshot($2, $3, $4, $13, $5) AS done),
+     said AS (INSERT INTO audit (org_id, at, audit_id, actor, credential, request_id, verb, resource, detail)
+              SELECT $2, coalesce($1::bigint, turnhouse_now()), $6, $7, $8, $9, $10, $11, $12 FROM anew WHERE done)
+SELECT done FROM anew";
 }
 
 impl PostgresStore {
@@ -117,9 +119,10 @@ impl PostgresStore {
         org: &OrgId,
         agent: &AgentId,
         conversation: &ConversationId,
+        whose: Option<&UserId>,
         now: Timestamp,
         by: &Actor,
-    ) -> Result<Vec<Ended>> {
+    ) -> Result<Option<Vec<Ended>>> {
         let asked = self
             .query(DELETE)
             .bind(self.clock.of(now))
@@ -128,8 +131,11 @@ impl PostgresStore {
             .bind(conversation.as_str())
             .bind(Uuid::now_v7());
         let act = Act::conversation(Verb::ConversationDelete, agent, conversation);
-        let rows = self.call_of(org, said(asked, &act, by)).await?;
-        rows.iter()
+        let asked = said(asked, &act, by).bind(whose.map(UserId::as_str));
+        let rows = self.call_of(org, asked).await?;
+        let Some((_there, turns)) = rows.split_first() else { return Ok(None) };
+        turns
+            .iter()
             .map(|row| {
                 Ok(Ended {
                     org: org.clone(),
@@ -143,15 +149,17 @@ impl PostgresStore {
                     promoted: false,
                 })
             })
-            .collect()
+            .collect::<Result<_>>()
+            .map(Some)
     }
 
-    /// `false`: it is not there.
+    /// `false`: it is not there, or not `whose`.
     pub(super) async fn write_conversation_notes(
         &self,
         org: &OrgId,
         agent: &AgentId,
         conversation: &ConversationId,
+        whose: Option<&UserId>,
         change: &NotesChange,
     ) -> Result<bool> {
         let asked = self
@@ -162,7 +170,8 @@ impl PostgresStore {
             .bind(change.title.is_some())
             .bind(change.title.clone().flatten())
             .bind(change.metadata.is_some())
-            .bind(change.metadata_json());
+            .bind(change.metadata_json())
+            .bind(whose.map(UserId::as_str));
         Ok(self.call_one_of(org, asked).await?.try_get(0)?)
     }
 
@@ -171,9 +180,10 @@ impl PostgresStore {
         org: &OrgId,
         agent: &AgentId,
         conversation: &ConversationId,
+        whose: Option<&UserId>,
         now: Timestamp,
         by: &Actor,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let asked = self
             .query(RESET)
             .bind(self.clock.of(now))
@@ -182,8 +192,8 @@ impl PostgresStore {
             .bind(conversation.as_str())
             .bind(Uuid::now_v7());
         let act = Act::conversation(Verb::ConversationReset, agent, conversation);
-        self.call_of(org, said(asked, &act, by)).await?;
-        Ok(())
+        let asked = said(asked, &act, by).bind(whose.map(UserId::as_str));
+        Ok(self.call_one_of(org, asked).await?.try_get(0)?)
     }
 }
 

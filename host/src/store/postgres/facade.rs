@@ -189,9 +189,10 @@ impl Store for PostgresStore {
         org: &OrgId,
         agent: &AgentId,
         conversation: &ConversationId,
+        whose: Option<&UserId>,
         change: &NotesChange,
     ) -> Result<bool> {
-        self.write_conversation_notes(org, agent, conversation, change).await
+        self.write_conversation_notes(org, agent, conversation, whose, change).await
     }
 
     async fn delete_conversation(
@@ -199,10 +200,11 @@ impl Store for PostgresStore {
         org: &OrgId,
         agent: &AgentId,
         conversation: &ConversationId,
+        whose: Option<&UserId>,
         now: Timestamp,
         by: &Actor,
-    ) -> Result<Vec<Ended>> {
-        self.write_deletion(org, agent, conversation, now, by).await
+    ) -> Result<Option<Vec<Ended>>> {
+        self.write_deletion(org, agent, conversation, whose, now, by).await
     }
 
     async fn reset_snapshot(
@@ -210,10 +212,11 @@ impl Store for PostgresStore {
         org: &OrgId,
         agent: &AgentId,
         conversation: &ConversationId,
+        whose: Option<&UserId>,
         now: Timestamp,
         by: &Actor,
-    ) -> Result<()> {
-        self.write_reset(org, agent, conversation, now, by).await
+    ) -> Result<bool> {
+        self.write_reset(org, agent, conversation, whose, now, by).await
     }
 
     async fn org_conversations(

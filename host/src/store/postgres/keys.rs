@@ -3,6 +3,7 @@
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
+use super::members::MEMBERS_LOCK;
 use super::reads::id;
 use super::{BEGIN, PostgresStore};
 use crate::audit::{Act, Actor};
@@ -136,6 +137,8 @@ impl PostgresStore {
         by: &Actor,
     ) -> Result<bool> {
         let mut tx = self.begin_of(&key.org, BEGIN).await?;
+        // Whoever leaves the org meanwhile leaves no key behind: it is ended before it has a successor, or its successor with it.
+        self.query(MEMBERS_LOCK).bind(key.org.as_str()).execute(&mut *tx).await?;
         let asked = self
             .query(KEY_SUCCEED)
             .bind(key.org.as_str())

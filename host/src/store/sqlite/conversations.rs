@@ -34,8 +34,10 @@ SELECT c.agent_id, c.conversation_id, c.user_id, c.created_at, c.head_run, c.gen
 SELECT c.agent_id, c.conversation_id, c.user_id, c.created_at, c.head_run, c.generation, n.title, n.metadata
   FROM conversations c LEFT JOIN conversation_notes n ON n.org_id = c.org_id AND n.agent_id = c.agent_id AND n.conversation_id = c.conversation_id
  WHERE c.org_id = ?1 AND c.agent_id = ?2 AND c.user_id = ?5 AND c.conversation_id > ?3 AND c.deleted_at IS NULL ORDER BY c.conversation_id LIMIT ?4";
+    /// Whosever it is, where ?4 is null.
     CONVERSATION_KNOWN = "-- conversation_known
-SELECT 1 FROM conversations WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3 AND deleted_at IS NULL";
+SELECT 1 FROM conversations
+ WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3 AND deleted_at IS NULL AND (?4 IS NULL OR user_id = ?4)";
     /// What is not to be set stays.
     NOTES_WRITE = "-- notes_write
 INSERT INTO conversation_notes (org_id, agent_id, conversation_id, title, metadata) VALUES (?1, ?2, ?3, ?5, ?7)
@@ -183,18 +185,26 @@ impl Tx<'_> {
         Ok(ended)
     }
 
-    /// `false`: it is not there.
+    /// Whether it is there, and is `whose`.
+    pub(super) fn conversation_is_there(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        whose: Option<&UserId>,
+    ) -> Tried<bool> {
+        let whose = whose.map(UserId::as_str);
+        let key = params![org.as_str(), agent.as_str(), conversation.as_str(), whose];
+        Ok(self.conn.prepare_cached(CONVERSATION_KNOWN)?.exists(key)?)
+    }
+
     pub(super) fn write_notes(
         &self,
         org: &OrgId,
         agent: &AgentId,
         conversation: &ConversationId,
         change: &NotesChange,
-    ) -> Tried<bool> {
-        let key = params![org.as_str(), agent.as_str(), conversation.as_str()];
-        if !self.conn.prepare_cached(CONVERSATION_KNOWN)?.exists(key)? {
-            return Ok(false);
-        }
+    ) -> Tried<()> {
         self.conn.prepare_cached(NOTES_WRITE)?.execute(params![
             org.as_str(),
             agent.as_str(),
@@ -204,7 +214,7 @@ impl Tx<'_> {
             change.metadata.is_some(),
             change.metadata_json()
         ])?;
-        Ok(true)
+        Ok(())
     }
 
     pub(super) fn reset_snapshot(&mut self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) -> Tried<()> {

@@ -191,10 +191,19 @@ impl Store for SqliteStore {
         org: &OrgId,
         agent: &AgentId,
         conversation: &ConversationId,
+        whose: Option<&UserId>,
         change: &NotesChange,
     ) -> Result<bool> {
         let (ids, change) = ((org.clone(), agent.clone(), conversation.clone()), change.clone());
-        self.write_with(Timestamp(0), move |tx| tx.write_notes(&ids.0, &ids.1, &ids.2, &change)).await
+        let whose = whose.cloned();
+        self.write_with(Timestamp(0), move |tx| {
+            let there = tx.conversation_is_there(&ids.0, &ids.1, &ids.2, whose.as_ref())?;
+            if there {
+                tx.write_notes(&ids.0, &ids.1, &ids.2, &change)?;
+            }
+            Ok(there)
+        })
+        .await
     }
 
     async fn delete_conversation(
@@ -202,15 +211,20 @@ impl Store for SqliteStore {
         org: &OrgId,
         agent: &AgentId,
         conversation: &ConversationId,
+        whose: Option<&UserId>,
         now: Timestamp,
         by: &Actor,
-    ) -> Result<Vec<Ended>> {
+    ) -> Result<Option<Vec<Ended>>> {
         self.owns_turns()?;
         let (ids, by) = ((org.clone(), agent.clone(), conversation.clone()), by.clone());
+        let whose = whose.cloned();
         self.write_with(now, move |tx| {
+            if !tx.conversation_is_there(&ids.0, &ids.1, &ids.2, whose.as_ref())? {
+                return Ok(None);
+            }
             let act = Act::conversation(Verb::ConversationDelete, &ids.1, &ids.2);
             tx.note(Some(&ids.0), &[act], &by)?;
-            tx.delete_conversation(&ids.0, &ids.1, &ids.2)
+            tx.delete_conversation(&ids.0, &ids.1, &ids.2).map(Some)
         })
         .await
     }
@@ -220,14 +234,20 @@ impl Store for SqliteStore {
         org: &OrgId,
         agent: &AgentId,
         conversation: &ConversationId,
+        whose: Option<&UserId>,
         now: Timestamp,
         by: &Actor,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let (ids, by) = ((org.clone(), agent.clone(), conversation.clone()), by.clone());
+        let whose = whose.cloned();
         self.write_with(now, move |tx| {
-            let act = Act::conversation(Verb::ConversationReset, &ids.1, &ids.2);
-            tx.note(Some(&ids.0), &[act], &by)?;
-            tx.reset_snapshot(&ids.0, &ids.1, &ids.2)
+            let there = tx.conversation_is_there(&ids.0, &ids.1, &ids.2, whose.as_ref())?;
+            if there {
+                let act = Act::conversation(Verb::ConversationReset, &ids.1, &ids.2);
+                tx.note(Some(&ids.0), &[act], &by)?;
+                tx.reset_snapshot(&ids.0, &ids.1, &ids.2)?;
+            }
+            Ok(there)
         })
         .await
     }

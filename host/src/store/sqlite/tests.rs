@@ -371,7 +371,8 @@ async fn keys_are_made_beside_a_running_host_and_turns_are_not() {
     assert!(beside.create_org(&org("acme"), &owner, Timestamp(1), &by()).await.unwrap());
     assert_eq!(host.orgs().await.unwrap().len(), 1, "the host sees it at once");
     assert!(matches!(beside.write(vec![], Timestamp(1)).await, Err(StoreError::InUse(_))));
-    let deleted = beside.delete_conversation(&org("acme"), &agent(), &conversation("c"), Timestamp(1), &by()).await;
+    let deleted =
+        beside.delete_conversation(&org("acme"), &agent(), &conversation("c"), None, Timestamp(1), &by()).await;
     assert!(matches!(deleted, Err(StoreError::InUse(_))));
     beside.close().await;
     host.close().await;
