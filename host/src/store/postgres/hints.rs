@@ -16,7 +16,7 @@ use super::Route;
 use crate::ids::TurnId;
 use crate::store::{AcceptResult, CommitResult, Hint, Write, Written};
 
-const CHANNEL: &str = "turnhouse";
+pub(super) const CHANNEL: &str = "turnhouse";
 /// How long hints are gathered before they are told.
 const GATHER: Duration = Duration::from_millis(10);
 /// Turns that are named in one message: a message has 8 000 bytes at most.
@@ -27,6 +27,8 @@ const WAITING_MAX: usize = 10_000;
 const ALONE_FOR: Duration = Duration::from_secs(2);
 /// Before the listener connects again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// After so long without a word the listener asks the server for one: a connection whose other end is gone may never say so.
+const QUIET: Duration = Duration::from_secs(15);
 
 /// Not durable, so that it waits for no disk.
 const TELL: &str = "-- tell
@@ -54,7 +56,7 @@ impl Hints {
         let heard = broadcast::Sender::new(4_096);
         let outbox = Arc::new(Outbox::default());
         let own = Uuid::new_v4().simple().to_string();
-        tokio::spawn(stop.clone().run_until_cancelled_owned(hear(listen, heard.clone(), own.clone())));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(hear(listen, heard.clone(), own.clone(), QUIET)));
         tokio::spawn(stop.clone().run_until_cancelled_owned(tell(pool, route, outbox.clone(), own)));
         Hints { heard, outbox, _stop: stop.drop_guard() }
     }
@@ -117,15 +119,14 @@ async fn tell(pool: PgPool, route: Route, outbox: Arc<Outbox>, own: String) {
         }
         for part in parts {
             let message = encode(&own, ready, part);
-            // Behind a pooler the two must meet the same session: one statement in one transaction, prepared there.
+            let asked = sqlx::query(TELL).persistent(route == Route::Direct).bind(CHANNEL).bind(message);
             let told = async {
+                if route == Route::Direct {
+                    return asked.execute(&pool).await.map(drop);
+                }
+                // Behind a pooler the statement is prepared and executed in one transaction: both meet the same session.
                 let mut tx = pool.begin().await?;
-                sqlx::query(TELL)
-                    .persistent(route == Route::Direct)
-                    .bind(CHANNEL)
-                    .bind(message)
-                    .execute(&mut *tx)
-                    .await?;
+                asked.execute(&mut *tx).await?;
                 tx.commit().await
             };
             if let Err(error) = told.await {
@@ -136,14 +137,19 @@ async fn tell(pool: PgPool, route: Route, outbox: Arc<Outbox>, own: String) {
     }
 }
 
-async fn hear(listen: PgConnectOptions, heard: broadcast::Sender<Hint>, own: String) {
+pub(super) async fn hear(listen: PgConnectOptions, heard: broadcast::Sender<Hint>, own: String, quiet: Duration) {
     loop {
         let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(listen.clone());
         let listened = async {
             let mut listener = PgListener::connect_with(&pool).await?;
             listener.listen(CHANNEL).await?;
             loop {
-                let message = listener.recv().await?;
+                let Ok(message) = tokio::time::timeout(quiet, listener.recv()).await else {
+                    let asked = tokio::time::timeout(quiet, sqlx::query("SELECT 1").execute(&mut listener)).await;
+                    asked.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
+                    continue;
+                };
+                let message = message?;
                 for hint in decode(&own, message.payload()) {
                     // Nobody listens: then nobody has to know.
                     let _ = heard.send(hint);

@@ -75,41 +75,82 @@ async fn r4_a_restarted_server_is_found_again() {
     check(&world).await;
 }
 
-/// A way to the server that can be closed: who connects there then is refused.
-async fn passage(listen: std::net::SocketAddr) -> tokio::task::JoinHandle<()> {
+/// A way to the server that can be closed: who connects there then is refused. And it can be hushed: who is connected then hears nothing any more, not even
+/// that the connection is over.
+async fn passage(listen: std::net::SocketAddr, hush: Arc<tokio::sync::Notify>) -> tokio::task::JoinHandle<()> {
     let listener = tokio::net::TcpListener::bind(listen).await.unwrap();
     let to = PgConnectOptions::from_str(&server()).unwrap();
     tokio::spawn(async move {
         let mut open = tokio::task::JoinSet::new();
         while let Ok((mut near, _)) = listener.accept().await {
-            let to = to.clone();
+            let (to, hush) = (to.clone(), hush.clone());
             open.spawn(async move {
-                let _ = match to.get_socket() {
-                    Some(dir) => {
-                        let socket = dir.join(format!(".s.PGSQL.{}", to.get_port()));
-                        let mut far = tokio::net::UnixStream::connect(socket).await.unwrap();
-                        tokio::io::copy_bidirectional(&mut near, &mut far).await
-                    }
-                    None => {
-                        let mut far = tokio::net::TcpStream::connect((to.get_host(), to.get_port())).await.unwrap();
-                        tokio::io::copy_bidirectional(&mut near, &mut far).await
+                let copied = async {
+                    match to.get_socket() {
+                        Some(dir) => {
+                            let socket = dir.join(format!(".s.PGSQL.{}", to.get_port()));
+                            let mut far = tokio::net::UnixStream::connect(socket).await.unwrap();
+                            tokio::io::copy_bidirectional(&mut near, &mut far).await
+                        }
+                        None => {
+                            let mut far = tokio::net::TcpStream::connect((to.get_host(), to.get_port())).await.unwrap();
+                            tokio::io::copy_bidirectional(&mut near, &mut far).await
+                        }
                     }
                 };
+                tokio::pin!(copied);
+                tokio::select! {
+                    _ = &mut copied => {}
+                    () = hush.notified() => std::future::pending().await,
+                }
             });
         }
     })
+}
+
+fn url_through(passage: std::net::SocketAddr, database: &Database) -> String {
+    let server = server();
+    let (_, address) = server.split_once("://").unwrap();
+    let who = address.split_once('@').map_or("postgres", |(who, _)| who);
+    format!("postgres://{who}@{passage}/{}", database.name)
+}
+
+#[tokio::test]
+async fn r5_a_listener_whose_connection_went_silent_connects_again() {
+    let database = Database::migrated().await;
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let hush = Arc::new(tokio::sync::Notify::new());
+    let open = passage(free, hush.clone()).await;
+    let (heard, mut hints) = tokio::sync::broadcast::channel(64);
+    let listen = PgConnectOptions::from_str(&url_through(free, &database)).unwrap();
+    let listening = tokio::spawn(hints::hear(listen, heard, "me".to_owned(), Duration::from_millis(300)));
+    let mut connection = database.look().await;
+    let mut told = async |hints: &mut tokio::sync::broadcast::Receiver<crate::store::Hint>| {
+        for _ in 0..100 {
+            run(&mut connection, format!("NOTIFY {}, 'you r '", hints::CHANNEL)).await;
+            if tokio::time::timeout(Duration::from_millis(100), hints.recv()).await.is_ok() {
+                return true;
+            }
+        }
+        false
+    };
+    assert!(told(&mut hints).await, "it listens");
+    hush.notify_waiters();
+    // What was on its way.
+    while tokio::time::timeout(Duration::from_millis(200), hints.recv()).await.is_ok() {}
+    assert!(told(&mut hints).await, "it listens again, though nobody told it that it was cut off");
+    listening.abort();
+    open.abort();
+    drop(connection);
 }
 
 #[tokio::test]
 async fn r4_the_journal_waits_for_a_server_that_comes_back() {
     let database = Database::migrated().await;
     let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let passage = || passage(free);
+    let passage = || passage(free, Arc::default());
     let open = passage().await;
-    let server = server();
-    let (_, address) = server.split_once("://").unwrap();
-    let who = address.split_once('@').map_or("postgres", |(who, _)| who);
-    let url = format!("postgres://{who}@{free}/{}", database.name);
+    let url = url_through(free, &database);
     let store = PostgresStore::open(PostgresOptions { url, ..database.options() }).await.unwrap();
     let asked = || store.rows_for_journal(store.query("SELECT 1"));
     asked().await.unwrap();
