@@ -29,9 +29,11 @@ use crate::runner;
 use crate::sandbox::{Control, Sandbox, Stop};
 use crate::slots::{Slot, Slots};
 use crate::store::{
-    ClaimRequest, Claimed, Commit, CommitResult, Ended, Fenced, Hint, Requeue, RunningBound, Store, StoreError,
+    ClaimRequest, Claimed, Commit, CommitResult, Ended, Fenced, Hint, OverdueReason, Requeue, RunningBound, Store,
+    StoreError,
 };
 use crate::supervisor::Soon;
+use crate::sweep;
 use crate::turn::{Failure, Outcome, Usage};
 use crate::turnstile::Turnstile;
 use crate::watch::Watch;
@@ -349,7 +351,7 @@ impl Dispatch {
     }
 
     /// Back to the queue, not before `delay_ms` from now, as if it had never been claimed: tried until that is written, or its guest is stopped by
-    /// somebody who knows better.
+    /// somebody who knows better. What has begun an effect ends instead: nobody runs it again (R1).
     pub async fn give_back(&self, running: &Running, delay_ms: u64) {
         let requeue = Requeue { lease: running.lease.clone(), delay_ms };
         loop {
@@ -358,7 +360,13 @@ impl Dispatch {
                 _ = running.control.until_stopped() => break,
             };
             match requeued {
-                Ok(Fenced::Done | Fenced::Stale) => break,
+                Ok(Fenced::Done) => break,
+                Ok(Fenced::Stale) => {
+                    // Where it is another's already, this epoch ends nothing.
+                    let failure = sweep::failure(OverdueReason::HostLost, &self.limits);
+                    self.fail(&running.lease, failure).await;
+                    break;
+                }
                 Err(JournalError::Unavailable(_)) => {
                     tokio::time::sleep(Duration::from_millis(self.limits.backoff_ms)).await;
                 }

@@ -64,7 +64,7 @@ pub fn failure(why: OverdueReason, limits: &Limits) -> Failure {
         ),
         OverdueReason::HostLost => Failure::new(
             FailureCode::HostLost,
-            "the host was lost after an operation with outside effects had begun; check whether the effect took place before sending the message again",
+            "the host was lost or stopped after an operation with outside effects had begun; check whether the effect took place before sending the message again",
         ),
         OverdueReason::AttemptsExhausted => Failure::new(
             FailureCode::AttemptsExhausted,

@@ -179,7 +179,7 @@ codes! {
     ProviderUnavailable => "provider_unavailable", retryable;
     /// A provider refused the request.
     ProviderRejected => "provider_rejected";
-    /// The host was lost after an effect had begun.
+    /// The host was lost or stopped after an effect had begun.
     HostLost => "host_lost", retryable;
     /// The host was draining and nobody else could take the turn.
     HostDraining => "host_draining", retryable;

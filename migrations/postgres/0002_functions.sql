@@ -376,10 +376,11 @@ BEGIN
       END LOOP;
 
     ELSIF it.kind = 'requeue' THEN
-      -- The admission clock begins anew and outlasts the delay. Epoch + 1: the old owner's lease is worth nothing from here.
+      -- The admission clock begins anew and outlasts the delay. Epoch + 1: the old owner's lease is worth nothing from here. What has begun an effect is
+      -- never run again, and not given back.
       UPDATE turn_markers SET state = 'ready', holder = NULL, epoch = epoch + 1, attempt = attempt - 1,
              not_before = v_now + it.delay_ms, deadline_at = v_now + greatest(admission_ms, it.delay_ms + 1)
-       WHERE org_id = it.org AND turn_id = it.turn AND epoch = it.epoch AND state = 'running';
+       WHERE org_id = it.org AND turn_id = it.turn AND epoch = it.epoch AND state = 'running' AND NOT effects;
       o.kind := 'stale';
       IF FOUND THEN
         o.kind := 'done';

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use reqwest::StatusCode;
 use serde_json::json;
+use turnhouse::event::EventBatch;
+use turnhouse::store::{Append, Fenced, Write, Written};
 use turnhouse_tests::{Client, TestHost, Turn, on_postgres};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -31,6 +33,34 @@ async fn r6_a_drain_gives_back_what_runs_without_spending_an_attempt() {
     let kinds: Vec<String> =
         again(&running).events(None).await.all().await.into_iter().map(|event| event.kind).collect();
     assert!(kinds.contains(&"turn.restarted".to_owned()), "{kinds:?}");
+    host.stop().await;
+}
+
+/// It would begin a second time on the next host, and only a person can say what that would do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r1_a_turn_whose_effect_has_begun_is_not_given_back_by_a_drain() {
+    let host = TestHost::start().await;
+    let ann = host.member("acme", "ann", "admin").await;
+    ann.deploy("sleep_day").await;
+    let running = ann.say("sleep_day", "c-1", "go").await;
+    let other = ann.say("sleep_day", "c-2", "go").await;
+    for turn in [&running, &other] {
+        turn.reaches("running").await;
+    }
+    let leases = host.host.store.running_turns(host.host.dispatch.replica()).await.expect("the store answers");
+    let lease = leases.into_iter().find(|lease| lease.turn.to_string() == running.id).expect("it runs here");
+    let begins = Append { lease, batch: EventBatch { first_seq: 1_000, events: Vec::new() } };
+    let written = host.host.store.write(vec![Write::BeginEffect(begins)], host.host.clock.now()).await;
+    assert!(matches!(written.as_deref(), Ok([Written::Append(Fenced::Done)])), "{written:?}");
+    let host = host.restart_after(|_, tables| {
+        assert_eq!(tables.count("SELECT count(*) FROM turn_markers"), 1, "the other turn was given back");
+    });
+    let host = host.await;
+    let again = |turn: &Turn| Turn { client: Client::new(&host.url, &ann.key), id: turn.id.clone() };
+    let ended = again(&running).get().await;
+    assert_eq!((&ended["state"], &ended["failure"]["code"]), (&json!("failed"), &json!("host_lost")), "{ended}");
+    again(&other).reaches("running").await;
+    again(&other).cancel().await;
     host.stop().await;
 }
 

@@ -49,6 +49,8 @@ struct Model {
     running: HashMap<(OrgId, TurnId), Epoch>,
     lanes: BTreeMap<Lane, BTreeMap<i64, TurnId>>,
     ended: HashSet<(OrgId, TurnId)>,
+    /// What has begun an effect: it is neither given back nor taken over.
+    effects: HashSet<(OrgId, TurnId)>,
     accepted: usize,
 }
 
@@ -351,10 +353,14 @@ impl Run<'_> {
             match (item, written) {
                 (Write::Append(append) | Write::BeginEffect(append), Written::Append(fenced)) => {
                     assert_eq!(fenced == Fenced::Done, holds(&append.lease), "only the owner says anything");
+                    if let (Write::BeginEffect(_), Fenced::Done) = (item, fenced) {
+                        self.model.effects.insert((append.lease.org.clone(), append.lease.turn));
+                    }
                 }
                 (Write::Requeue(requeue), Written::Requeue(fenced)) => {
                     let lease = &requeue.lease;
-                    assert_eq!(fenced == Fenced::Done, holds(lease));
+                    let effect = self.model.effects.contains(&(lease.org.clone(), lease.turn));
+                    assert_eq!(fenced == Fenced::Done, holds(lease) && !effect);
                     if fenced == Fenced::Done {
                         self.model.running.remove(&(lease.org.clone(), lease.turn));
                     }

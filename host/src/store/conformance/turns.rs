@@ -118,6 +118,7 @@ pub(in crate::store) async fn r1_an_effect_that_began_is_never_run_again(world: 
     let begin = Append { lease: claimed.lease.clone(), batch: deltas(1, &["begins"]) };
     assert!(matches!(world.write(Write::BeginEffect(begin.clone())).await, Written::Append(Fenced::Done)));
     assert_eq!(world.event_ids(turn, None).await, ["1.1"]);
+    assert_eq!(world.requeue(&claimed, 0).await, Fenced::Stale, "nor does its own host give it back");
     world.advance_ms(101);
     assert!(world.claim(10).await.is_empty());
     let overdue = world.sweep().await.overdue;

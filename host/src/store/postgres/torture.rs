@@ -186,7 +186,9 @@ impl Host {
                     self.zombies.push(claimed);
                 }
                 14 | 15 => {
-                    batch.push(Write::BeginEffect(Append { lease, batch: deltas(60, &["effect"]) }));
+                    batch.push(Write::BeginEffect(Append { lease: lease.clone(), batch: deltas(60, &["effect"]) }));
+                    // A host that drains gives back what it has.
+                    batch.push(Write::Requeue(Requeue { lease, delay_ms: 0 }));
                     self.zombies.push(claimed);
                 }
                 16 => self.zombies.push(claimed),

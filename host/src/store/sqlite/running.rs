@@ -17,11 +17,12 @@ INSERT INTO turn_events (org_id, turn_id, epoch, first_seq, body) VALUES (?1, ?2
 ON CONFLICT (org_id, turn_id, epoch, first_seq) DO NOTHING";
     BEGIN_EFFECT = "-- begin_effect
 UPDATE turn_markers SET effects = 1 WHERE org_id = ?1 AND turn_id = ?2 AND epoch = ?3 AND state = 'running'";
-    /// The admission clock begins anew and outlasts the delay. Epoch + 1: the old owner's lease is worth nothing from here.
+    /// The admission clock begins anew and outlasts the delay. Epoch + 1: the old owner's lease is worth nothing from here. What has
+    /// begun an effect is never run again, and not given back.
     REQUEUE = "-- requeue
 UPDATE turn_markers SET state = 'ready', holder = NULL, epoch = epoch + 1, attempt = attempt - 1,
        not_before = ?4 + ?5, deadline_at = ?4 + max(admission_ms, ?5 + 1)
- WHERE org_id = ?1 AND turn_id = ?2 AND epoch = ?3 AND state = 'running'";
+ WHERE org_id = ?1 AND turn_id = ?2 AND epoch = ?3 AND state = 'running' AND effects = 0";
 }
 
 impl Tx<'_> {

@@ -281,7 +281,7 @@ impl Protocol {
     }
 
     pub(super) fn requeue(&mut self, requeue: &Requeue) -> Fenced {
-        if !self.holds(&requeue.lease) {
+        if !self.holds(&requeue.lease) || self.markers[&requeue.lease.turn].effects {
             return Fenced::Stale;
         }
         let (now, delay) = (self.now, i64::try_from(requeue.delay_ms).unwrap());

@@ -79,6 +79,12 @@ const FLAWS: &[Flaw] = &[
         to: "AND m.attempt < m.attempts_max AND m.deadline_at > v_now AND m.epoch < 1000000\n                  AND m.org_id",
     },
     Flaw {
+        what: "what had an effect is given back",
+        function: "write_batch",
+        from: "AND state = 'running' AND NOT effects;",
+        to: "AND state = 'running';",
+    },
+    Flaw {
         what: "the claim does not ask for the org's bound",
         function: "write_batch",
         from: "CONTINUE WHEN i IS NULL OR v_running[i] >= coalesce(v_running_max[i], it.running_max);",
