@@ -8,7 +8,8 @@
 //! A directory belongs to one *generation* of its conversation, and generations never come back: what is deleted or reset is dead from that
 //! transaction on, whoever still has it open, and a conversation that is begun again starts from an empty directory. So removing is never
 //! urgent, and there is one rule for it, [`PrivateDirs::settle`]: generations on the disk that are not their conversation's in the store are removed. It
-//! is applied when a conversation is deleted or reset, when a turn leaves a directory, and to all of them at start.
+//! is applied when a conversation is deleted or reset, when a turn leaves a directory, and to all of them at start. What is left is counted then, and noted in
+//! the store, so that it is a part of what its org and its agent have stored.
 //!
 //! A conversation's directory is *taken* by one turn at a time. Its lane already sees to that; but a turn that was told to stop may still have
 //! its guest for a moment when the next one is claimed, and the next waits here until the guest is gone and has no file operation in flight. That
@@ -35,6 +36,9 @@ use crate::store::{Claimed, Store};
 
 const OWNER: &str = "owner.json";
 const TEMPORARY: &str = "temporary";
+
+/// What a file, a directory or a link takes beside its bytes, when it is counted what is stored: an inode and a name.
+const ENTRY_BYTES: u64 = 512;
 
 /// All private directories of this host.
 pub struct PrivateDirs {
@@ -231,7 +235,7 @@ impl PrivateDirs {
     async fn settle(&self, owner: &Owner, taken: &Taken) {
         let place = self.path(taken.place);
         if let Err(error) = self.try_settle(owner, place).await {
-            tracing::warn!(%error, org = %owner.org, agent = %owner.agent, "a private directory is kept; the next start looks again");
+            tracing::warn!(%error, org = %owner.org, agent = %owner.agent, "a private directory is neither tidied nor counted; the next turn or start looks again");
         }
     }
 
@@ -244,17 +248,22 @@ impl PrivateDirs {
         let Some(live) = self.store.generation(&owner.org, &owner.agent, &owner.conversation).await? else {
             anyhow::bail!("the database does not know its conversation");
         };
-        let live = live.simple().to_string();
-        blocking(move || {
-            for name in listed.iter().filter(|name| **name != live) {
+        let kept = live.simple().to_string();
+        let held = blocking(move || {
+            for name in listed.iter().filter(|name| **name != kept) {
                 tree::remove(&place.join(name))?;
             }
-            if !listed.contains(&live) {
+            if !listed.contains(&kept) {
                 tree::remove(&place)?;
+                return Ok(None);
             }
-            Ok(())
+            tree::measure(fs::File::open(place.join(kept))?).map(Some)
         })
         .await?;
+        if let Some(held) = held {
+            let bytes = held.bytes.saturating_add(held.files.saturating_mul(ENTRY_BYTES));
+            self.store.note_files(&owner.org, &owner.agent, &owner.conversation, live, bytes).await?;
+        }
         Ok(())
     }
 

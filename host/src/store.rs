@@ -112,8 +112,10 @@ pub trait Store: Send + Sync + 'static {
     async fn expire_other_replicas(&self, except: ReplicaId, now: Timestamp) -> Result<u64>;
 
     // -- sweeping
-    /// Overdue markers, at most `limit`; repairs conversations whose next turn was not made ready.
+    /// Overdue markers, at most `limit`.
     async fn sweep(&self, now: Timestamp, gate_refusals_max: u32, limit: usize) -> Result<SweepFindings>;
+    /// Mends conversations whose next turn was not made ready, at most `limit`. Looks at all that waits.
+    async fn repair_lanes(&self, now: Timestamp, limit: usize) -> Result<()>;
     /// Forgets idempotency keys from before `before`, at most `limit`; how many.
     async fn forget_keys(&self, before: Timestamp, limit: usize) -> Result<usize>;
     /// Deletes what `keep` does not, of the org after `after`, at most `limit` turns and as many logs: so little that nobody waits for it.
@@ -176,6 +178,16 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Option<Owned<ConversationRecord>>>;
     /// A conversation's generation, also when it is deleted; `None` when it never was. Renewed when it is deleted or reset; none ever comes back.
     async fn generation(&self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) -> Result<Option<Uuid>>;
+    /// What the private directory of a conversation's generation takes of the disk: a part of what its org and its agent have stored. Nothing where hosts share
+    /// the store: they have no private directories.
+    async fn note_files(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        generation: Uuid,
+        bytes: u64,
+    ) -> Result<()>;
     /// Conversations of an agent by id, of one user or of all.
     async fn conversations(
         &self,

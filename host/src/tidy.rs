@@ -1,4 +1,4 @@
-//! Deletes what is old or belongs to nothing, and measures what is stored and what waits: beside the sweep, which no turn may wait for because of it.
+//! Deletes what is old or belongs to nothing, mends what stands still, and measures what is stored and what waits: beside the sweep, which no turn may wait for because of it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +19,12 @@ const FORGET_EVERY: u32 = 240;
 
 /// At most so many of them a round.
 const FORGET_MAX: usize = 2_000;
+
+/// How often conversations are looked for whose next turn was not made ready, five seconds: a look at all that waits, for what was never seen.
+const REPAIR_EVERY: u32 = 20;
+
+/// At most so many of them.
+const REPAIR_MAX: usize = 200;
 
 /// At most so many attachments, and of their uploads.
 const ATTACHMENTS_MAX: usize = 200;
@@ -49,6 +55,11 @@ pub async fn tidy(dispatch: Arc<Dispatch>, store: Arc<dyn Store>) {
         }
         if rounds.is_multiple_of(FORGET_EVERY) {
             forget_keys(&dispatch, &*store).await;
+        }
+        if rounds.is_multiple_of(REPAIR_EVERY)
+            && let Err(error) = store.repair_lanes(dispatch.clock.now(), REPAIR_MAX).await
+        {
+            tracing::warn!(%error, "could not look for conversations that stand still");
         }
         retain(&dispatch, &*store, &mut retained).await;
         if rounds.is_multiple_of(LOOK_EVERY)

@@ -182,6 +182,10 @@ impl Store for Faulty {
         self.through(Call::Read, self.store.sweep(self.now(now), gate_refusals_max, limit)).await
     }
 
+    async fn repair_lanes(&self, now: Timestamp, limit: usize) -> Result<()> {
+        self.through(Call::Read, self.store.repair_lanes(self.now(now), limit)).await
+    }
+
     async fn forget_keys(&self, before: Timestamp, limit: usize) -> Result<usize> {
         self.through(Call::Read, self.store.forget_keys(before, limit)).await
     }
@@ -259,6 +263,17 @@ impl Store for Faulty {
 
     async fn generation(&self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) -> Result<Option<Uuid>> {
         self.through(Call::Read, self.store.generation(org, agent, conversation)).await
+    }
+
+    async fn note_files(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        generation: Uuid,
+        bytes: u64,
+    ) -> Result<()> {
+        self.through(Call::Read, self.store.note_files(org, agent, conversation, generation, bytes)).await
     }
 
     async fn conversations(

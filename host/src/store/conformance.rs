@@ -411,6 +411,7 @@ impl World {
     }
 
     pub(super) async fn sweep(&self) -> SweepFindings {
+        self.store.repair_lanes(self.now(), 100).await.unwrap();
         self.store.sweep(self.now(), 2, 100).await.unwrap()
     }
 

@@ -452,6 +452,7 @@ impl<'w> Run<'w> {
         let org_of = |turn: &TurnId| self.protocol.markers[turn].org.clone();
         self.found = expected.iter().map(|(turn, epoch)| (org_of(turn), *turn, *epoch)).collect();
         if let Some(world) = self.world {
+            world.store.repair_lanes(world.now(), 1_000).await.unwrap();
             let found = world.store.sweep(world.now(), GATE_REFUSALS_MAX, 1_000).await.unwrap();
             let found: BTreeSet<_> = found.overdue.iter().map(|overdue| (overdue.turn, overdue.epoch)).collect();
             assert_eq!(found, expected, "a sweep finds what is overdue, and nothing else (T1)");

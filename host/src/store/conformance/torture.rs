@@ -400,6 +400,7 @@ impl Run<'_> {
 
     async fn sweep(&mut self) {
         let now = self.world.now();
+        self.world.store.repair_lanes(now, 20).await.unwrap();
         let found = self.world.store.sweep(now, 3, 20).await.unwrap();
         // Somebody acts between finding and ending: the epoch decides.
         if self.random.chance(50) {

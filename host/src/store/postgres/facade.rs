@@ -90,6 +90,10 @@ impl Store for PostgresStore {
         self.find_overdue(now, gate_refusals_max, limit).await
     }
 
+    async fn repair_lanes(&self, now: Timestamp, limit: usize) -> Result<()> {
+        self.repair_stuck(now, limit).await
+    }
+
     async fn forget_keys(&self, before: Timestamp, limit: usize) -> Result<usize> {
         self.forget_keys_before(before, limit).await
     }
@@ -171,6 +175,17 @@ impl Store for PostgresStore {
 
     async fn generation(&self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) -> Result<Option<Uuid>> {
         self.read_generation(org, agent, conversation).await
+    }
+
+    async fn note_files(
+        &self,
+        _org: &OrgId,
+        _agent: &AgentId,
+        _conversation: &ConversationId,
+        _generation: Uuid,
+        _bytes: u64,
+    ) -> Result<()> {
+        Ok(())
     }
 
     async fn conversations(

@@ -96,20 +96,24 @@ impl PostgresStore {
             findings.overdue.push(Overdue { org: id(&row, 0)?, turn, epoch: small(&row, 2)?, why });
         }
         findings.overdue.truncate(limit);
-        for row in self.rows_hostwide(self.query(SWEEP_STUCK).bind(rows_max(limit))).await? {
-            let (org, agent, conversation): (OrgId, AgentId, ConversationId) =
-                (id(&row, 0)?, id(&row, 1)?, id(&row, 2)?);
-            let asked = self.query(SWEEP_REPAIR).bind(at).bind(org.as_str()).bind(agent.as_str());
-            if self.one_hostwide(asked.bind(conversation.as_str())).await?.try_get(0)? {
-                tracing::error!(%org, %agent, %conversation, "a conversation's next turn had not been made ready");
-            }
-        }
         self.change_hostwide(self.query(SWEEP_REPLICAS).bind(at)).await?;
         if let Err(error) = self.vacuum_markers().await {
             tracing::warn!(%error, "could not vacuum the table of live turns");
         }
         findings.ready = self.one_hostwide(self.query(SWEEP_READY).bind(at).bind(epoch_max)).await?.try_get(0)?;
         Ok(findings)
+    }
+
+    pub(super) async fn repair_stuck(&self, now: Timestamp, limit: usize) -> Result<()> {
+        for row in self.rows_hostwide(self.query(SWEEP_STUCK).bind(rows_max(limit))).await? {
+            let (org, agent, conversation): (OrgId, AgentId, ConversationId) =
+                (id(&row, 0)?, id(&row, 1)?, id(&row, 2)?);
+            let asked = self.query(SWEEP_REPAIR).bind(self.clock.of(now)).bind(org.as_str()).bind(agent.as_str());
+            if self.one_hostwide(asked.bind(conversation.as_str())).await?.try_get(0)? {
+                tracing::error!(%org, %agent, %conversation, "a conversation's next turn had not been made ready");
+            }
+        }
+        Ok(())
     }
 
     /// Every turn leaves a dead row in this small table, and the server's own autovacuum looks only once in `autovacuum_naptime`, a minute by default:

@@ -239,6 +239,7 @@ impl Host {
     }
 
     async fn sweep(&mut self) -> crate::store::Result<()> {
+        self.store.repair_lanes(Timestamp(0), 100).await?;
         let found = self.store.sweep(Timestamp(0), 3, 100).await?;
         let ends = found.overdue.into_iter().map(|overdue| {
             Write::Commit(Box::new(Commit {

@@ -63,9 +63,13 @@ DELETE FROM snapshots WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = 
     DELETE_KEYS = "-- delete_keys
 DELETE FROM idempotency_keys AS k WHERE k.org_id = ?1 AND k.agent_id = ?2 AND k.conversation_id = ?3
    AND NOT EXISTS (SELECT 1 FROM turns t WHERE t.org_id = k.org_id AND t.turn_id = k.turn_id)";
+    FILES_KNOWN = "-- files_known
+SELECT 1 FROM conversations WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3 AND generation = ?4 AND files_bytes = ?5";
+    FILES_NOTE = "-- files_note
+UPDATE conversations SET files_bytes = ?5 WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3 AND generation = ?4";
     /// Another root: what was staged on the old chain fits nowhere any more.
     CHAIN_ANEW = "-- chain_anew
-UPDATE conversations SET generation = ?4, head_run = ?4, kept_runs = x'', deleted_at = coalesce(?5, deleted_at)
+UPDATE conversations SET generation = ?4, head_run = ?4, kept_runs = x'', files_bytes = 0, deleted_at = coalesce(?5, deleted_at)
  WHERE org_id = ?1 AND agent_id = ?2 AND conversation_id = ?3";
 }
 
@@ -98,6 +102,34 @@ impl SqliteStore {
             .fetch_optional(&self.readers)
             .await?;
         row.map(|row| uuid(&row, 0)).transpose()
+    }
+
+    /// Written where it is news: most turns leave their files as they were.
+    pub(super) async fn write_files_bytes(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        generation: Uuid,
+        bytes: u64,
+    ) -> Result<()> {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        let known = sqlx::query(FILES_KNOWN)
+            .bind(org.as_str())
+            .bind(agent.as_str())
+            .bind(conversation.as_str())
+            .bind(&generation.as_bytes()[..])
+            .bind(bytes);
+        if known.fetch_optional(&self.readers).await?.is_some() {
+            return Ok(());
+        }
+        let ids = (org.clone(), agent.clone(), conversation.clone());
+        self.write_with(Timestamp(0), move |tx| {
+            let (org, agent, conversation) = (ids.0.as_str(), ids.1.as_str(), ids.2.as_str());
+            let noted = params![org, agent, conversation, generation.as_bytes(), bytes];
+            Ok(tx.conn.prepare_cached(FILES_NOTE)?.execute(noted).map(drop)?)
+        })
+        .await
     }
 
     pub(super) async fn read_conversations(

@@ -90,6 +90,10 @@ impl Store for SqliteStore {
         self.find_overdue(now, gate_refusals_max, limit).await
     }
 
+    async fn repair_lanes(&self, now: Timestamp, limit: usize) -> Result<()> {
+        self.repair_stuck(now, limit).await
+    }
+
     async fn forget_keys(&self, before: Timestamp, limit: usize) -> Result<usize> {
         self.write_with(before, move |tx| tx.forget_keys(before, limit)).await
     }
@@ -173,6 +177,17 @@ impl Store for SqliteStore {
 
     async fn generation(&self, org: &OrgId, agent: &AgentId, conversation: &ConversationId) -> Result<Option<Uuid>> {
         self.read_generation(org, agent, conversation).await
+    }
+
+    async fn note_files(
+        &self,
+        org: &OrgId,
+        agent: &AgentId,
+        conversation: &ConversationId,
+        generation: Uuid,
+        bytes: u64,
+    ) -> Result<()> {
+        self.write_files_bytes(org, agent, conversation, generation, bytes).await
     }
 
     async fn conversations(

@@ -42,7 +42,7 @@ SELECT agent_id, sum(bytes) FROM (
   UNION ALL SELECT agent_id, sum(length(body)) FROM snapshots WHERE org_id = ?1 GROUP BY agent_id
   UNION ALL SELECT NULL, sum(length(body)) FROM turn_events WHERE org_id = ?1
   UNION ALL SELECT NULL, sum(bytes) FROM attachments WHERE org_id = ?1
-  UNION ALL SELECT agent_id, count(*) * ?2 FROM conversations WHERE org_id = ?1 AND deleted_at IS NULL GROUP BY agent_id
+  UNION ALL SELECT agent_id, count(*) * ?2 + sum(files_bytes) FROM conversations WHERE org_id = ?1 AND deleted_at IS NULL GROUP BY agent_id
   UNION ALL SELECT agent_id, sum(coalesce(length(title), 0) + coalesce(length(metadata), 0)) FROM conversation_notes WHERE org_id = ?1 GROUP BY agent_id
   UNION ALL SELECT agent_id, 0 FROM agent_load WHERE org_id = ?1
   UNION ALL SELECT NULL, sum(length(wasm)) FROM modules WHERE org_id = ?1) GROUP BY agent_id";

@@ -83,17 +83,25 @@ impl SqliteStore {
             }
         }
         findings.overdue.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
-        let mut stuck: Vec<(OrgId, AgentId, ConversationId)> = Vec::new();
-        for row in sqlx::query(SWEEP_STUCK).bind(limit).fetch_all(&self.readers).await? {
-            stuck.push((id(&row, 0)?, id(&row, 1)?, id(&row, 2)?));
-        }
         let dead: bool = sqlx::query(SWEEP_DEAD).bind(now.0).fetch_one(&self.readers).await?.try_get(0)?;
-        if dead || !stuck.is_empty() {
-            self.write_with(now, move |tx| tx.repair(&stuck)).await?;
+        if dead {
+            self.write_with(now, |tx| Ok(tx.conn.prepare_cached(SWEEP_REPLICAS)?.execute(params![tx.now.0])?)).await?;
         }
         let ready = sqlx::query(SWEEP_READY).bind(now.0).bind(EPOCH_MAX).fetch_one(&self.readers).await?;
         findings.ready = ready.try_get(0)?;
         Ok(findings)
+    }
+
+    pub(super) async fn repair_stuck(&self, now: Timestamp, limit: usize) -> Result<()> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut stuck: Vec<(OrgId, AgentId, ConversationId)> = Vec::new();
+        for row in sqlx::query(SWEEP_STUCK).bind(limit).fetch_all(&self.readers).await? {
+            stuck.push((id(&row, 0)?, id(&row, 1)?, id(&row, 2)?));
+        }
+        if stuck.is_empty() {
+            return Ok(());
+        }
+        self.write_with(now, move |tx| tx.repair(&stuck)).await
     }
 }
 
@@ -107,7 +115,6 @@ impl Tx<'_> {
                 tracing::error!(%org, %agent, %conversation, "a conversation's next turn had not been made ready");
             }
         }
-        self.conn.prepare_cached(SWEEP_REPLICAS)?.execute(params![self.now.0])?;
         Ok(())
     }
 

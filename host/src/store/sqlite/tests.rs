@@ -437,9 +437,40 @@ async fn a_newer_schema_is_refused() {
     let conn = rusqlite::Connection::open(dir.path().join("data").join(DATABASE)).unwrap();
     conn.execute("INSERT INTO _sqlx_migrations VALUES (99, 'later', 0, 1, x'00', 0)", []).unwrap();
     drop(conn);
-    let Err(StoreError::NewerSchema { found: 99, known: 12 }) = SqliteStore::open(options(&dir)).await else {
+    let Err(StoreError::NewerSchema { found: 99, known: 13 }) = SqliteStore::open(options(&dir)).await else {
         panic!("opened a newer schema")
     };
+}
+
+#[tokio::test]
+async fn o3_what_a_private_directory_takes_is_stored_until_its_generation_is_renewed() {
+    let world = world().await;
+    let (acme, agent, id) = (org("acme"), agent(), conversation("c"));
+    let change = crate::quota::LimitsChange { storage_bytes_max: Some(Some(1_000_000)), ..Default::default() };
+    world.store.set_org_limits(&acme, &change, world.now(), &by()).await.unwrap();
+    let turn = world.submit_and_start(world.message("c")).await;
+    world.complete(&turn, None).await;
+    let stored = async || {
+        world.advance_ms(crate::quota::MEASURED_EVERY_MS);
+        while world.store.measure_storage(world.now()).await.unwrap().is_some() {}
+        world.store.org_use(&acme, world.now()).await.unwrap().unwrap().meters.storage_bytes
+    };
+    let generation = async || world.store.generation(&acme, &agent, &id).await.unwrap().unwrap();
+    let note = async |of, bytes| world.store.note_files(&acme, &agent, &id, of, bytes).await.unwrap();
+    let (without, first) = (stored().await, generation().await);
+    note(first, 60_000).await;
+    assert_eq!(stored().await, without + 60_000);
+    note(first, 50_000).await;
+    note(uuid::Uuid::now_v7(), 70_000).await;
+    assert_eq!(stored().await, without + 50_000, "another generation's is nobody's");
+    assert!(world.store.reset_snapshot(&acme, &agent, &id, None, world.now(), &by()).await.unwrap());
+    note(first, 50_000).await;
+    assert_eq!(stored().await, without);
+    note(generation().await, 40_000).await;
+    assert_eq!(stored().await, without + 40_000);
+    world.store.delete_conversation(&acme, &agent, &id, None, world.now(), &by()).await.unwrap();
+    assert!(stored().await < without);
+    check(&world).await;
 }
 
 #[tokio::test]

@@ -70,6 +70,30 @@ async fn a_conversation_finds_its_files_again_and_no_other_does() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn o3_what_a_directory_holds_is_counted_when_its_turn_has_left_it() {
+    let host = host().await;
+    let ann = keeper(&host, "acme").await;
+    let noted = |host: &TestHost| host.tables().count("SELECT sum(files_bytes) FROM conversations");
+    let is = async |host: &TestHost, bytes: i64| {
+        eventually("it is counted", async || noted(host) == bytes).await;
+    };
+    does(&ann, "c-1", &["fill a 60000", "write b 12345"]).await;
+    is(&host, 60_005 + 2 * 512).await;
+    does(&ann, "c-2", &["fill a 10000"]).await;
+    is(&host, 70_005 + 3 * 512).await;
+    does(&ann, "c-1", &["remove a"]).await;
+    is(&host, 10_005 + 2 * 512).await;
+    // What a host that crashed did not note, the next one does.
+    let host =
+        host.restart_after(|_, tables| tables.to_damage().execute("UPDATE conversations SET files_bytes = 0")).await;
+    is(&host, 10_005 + 2 * 512).await;
+    let ann = Client::new(&host.url, &ann.key);
+    delete(&ann, "c-2").await;
+    is(&host, 5 + 512).await;
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_file_mode_there_is_no_directory() {
     let host = host().await;
     let ann = host.member("acme", "ann", "admin").await;

@@ -17,7 +17,10 @@ use crate::turn::Usage;
 /// What names an org and is done before the wall: the operator's, on whole orgs.
 const OPERATORS: [&str; 4] = ["create_org", "provision_org", "mark_org", "erase_org"];
 
-/// Every method of the store that names one org, in the order of the trait, without the operator's.
+/// What a shared store has nothing of.
+const EMBEDDED: [&str; 1] = ["note_files"];
+
+/// Every method of the store that names one org, in the order of the trait, without the operator's and what is the embedded store's alone.
 fn methods_of_an_org() -> Vec<String> {
     let facade = include_str!("../facade.rs");
     let methods = facade.split("    async fn ").skip(1);
@@ -25,7 +28,7 @@ fn methods_of_an_org() -> Vec<String> {
         let (head, _) = method.split_once(" {\n")?;
         let names_one = ["org: &OrgId", "org: Option<&OrgId>", "key: &KeyRecord"].iter().any(|one| head.contains(one));
         let (name, _) = head.split_once('(')?;
-        (names_one && !OPERATORS.contains(&name)).then(|| name.to_owned())
+        (names_one && !OPERATORS.contains(&name) && !EMBEDDED.contains(&name)).then(|| name.to_owned())
     });
     named.collect()
 }

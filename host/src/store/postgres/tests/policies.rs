@@ -169,7 +169,7 @@ const HOSTWIDE: &[(&str, &[&str])] = &[
     ("reads.rs", &["read_running", "read_stale"]),
     ("retention.rs", &["retain_next"]),
     ("standing.rs", &["examine_server", "read_progress", "read_status", "read_time"]),
-    ("sweep.rs", &["find_overdue", "forget_keys_before", "read_live_counts", "vacuum_markers"]),
+    ("sweep.rs", &["find_overdue", "forget_keys_before", "read_live_counts", "repair_stuck", "vacuum_markers"]),
     ("wall.rs", &["examine_wall"]),
     ("writer.rs", &["call_once"]),
 ];
