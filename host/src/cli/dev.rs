@@ -167,7 +167,9 @@ async fn deploy(host: &Host, org: &OrgId, module: &Module, default: bool) -> Res
         })?;
     let version = match stored {
         PutWorker::Created(version) | PutWorker::Existing(version) => version.version,
-        PutWorker::Full(why) => return Err(CliError::failed(why).help("delete workers that are not needed")),
+        PutWorker::Full(why) => {
+            return Err(CliError::failed(why.to_string()).help("delete workers that are not needed"));
+        }
     };
     let before = host.agent(org, &module.agent).await.map_err(database::failed)?;
     let mut settings = before.map_or_else(|| AgentSettings::of(module.worker.clone()), |agent| agent.settings.clone());

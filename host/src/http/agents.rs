@@ -54,7 +54,8 @@ async fn put_agent(
         )),
         Ok(PutAgent::Full) => {
             let max = gateway.host.config.limits.org_agents_max;
-            Err(Problem::new(Code::QuotaExhausted, format!("this org has {max} agents, the limit; delete some first")))
+            let detail = format!("this org has {max} agents, the limit; delete some first");
+            Err(Problem::new(Code::QuotaExhausted, detail).over("org", "agents_max", max as f64))
         }
         Ok(PutAgent::NoFileMode) => Err(Problem::new(
             Code::InvalidSetting,

@@ -21,6 +21,7 @@ use super::views::{json, located};
 use crate::attachment::{Attachment, AttachmentId, PIECE_BYTES, is_media_type};
 use crate::clock::Timestamp;
 use crate::ids::OrgId;
+use crate::quota::LimitName;
 use crate::store::{PutAttachment, StoreError};
 
 /// Uploads of one org at once on a host, and of all: each holds up to `attachment_bytes_max` in memory.
@@ -52,7 +53,7 @@ struct AttachmentView {
 
 /// Whose uploads are under way.
 pub fn uploads() -> Arc<UnderWay> {
-    UnderWay::new("uploads of attachments", UPLOADS_OF_ORG_MAX, UPLOADS_MAX)
+    UnderWay::new("uploads of attachments", "attachment_uploads_max", UPLOADS_OF_ORG_MAX, UPLOADS_MAX)
 }
 
 /// Upload an attachment
@@ -80,14 +81,16 @@ async fn create_attachment(
         PutAttachment::Existing(at) => (StatusCode::OK, at),
         PutAttachment::StorageFull(max) => {
             let detail = format!("the org has stored the {max} bytes that it may; delete conversations or workers");
-            return Err(Problem::new(Code::QuotaExhausted, detail));
+            let limit = LimitName::StorageBytesMax.as_str();
+            return Err(Problem::new(Code::QuotaExhausted, detail).over("org", limit, max as f64));
         }
         PutAttachment::NoOrg => return Err(Problem::not_found("org")),
         PutAttachment::Full => {
             let detail = format!(
                 "the org's attachments have as many bytes as they may ({bytes_max}); delete conversations that refer to some"
             );
-            return Err(Problem::new(Code::QuotaExhausted, detail));
+            let full = Problem::new(Code::QuotaExhausted, detail);
+            return Err(full.over("org", "attachments_bytes_max", bytes_max as f64));
         }
     };
     metrics::counter!("turnhouse_attachment_uploads_total").increment(1);

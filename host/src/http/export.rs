@@ -66,8 +66,8 @@ pub struct Exports {
 impl Default for Exports {
     fn default() -> Exports {
         Exports {
-            of_orgs: UnderWay::new("exports", 1, 8),
-            of_conversations: UnderWay::new("exports of conversations", 4, 32),
+            of_orgs: UnderWay::new("exports", "exports_max", 1, 8),
+            of_conversations: UnderWay::new("exports of conversations", "conversation_exports_max", 4, 32),
         }
     }
 }

@@ -180,7 +180,8 @@ async fn put_member(
             json(status, &MemberView::from(member))
         }
         PutMember::Full => {
-            Err(Problem::new(Code::QuotaExhausted, format!("this org has {max} members, the limit; remove some first")))
+            let detail = format!("this org has {max} members, the limit; remove some first");
+            Err(Problem::new(Code::QuotaExhausted, detail).over("org", "members_max", max as f64))
         }
         // It went while it was asked.
         PutMember::NoOrg => Err(OrgError::NotThere.into()),

@@ -52,6 +52,18 @@ struct Problem {
     /// Of `conversation_busy`: its stream.
     #[serde(skip_serializing_if = "Option::is_none")]
     events: Option<String>,
+    /// Of 429 and of `host_queue_full`: which limit is reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "submits_per_second")]
+    limit: Option<String>,
+    /// Whose limit that is: `org`, `agent`, `conversation`, `turn`, `worker`, `host` or `address`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "org")]
+    limit_of: Option<String>,
+    /// What it is, where that is told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = 5.0)]
+    limit_value: Option<f64>,
 }
 
 /// The document as JSON.
@@ -423,6 +435,15 @@ mod tests {
             .collect();
         assert_eq!(documented, manual);
         assert_eq!(document["openapi"], "3.1.0");
+    }
+
+    #[test]
+    fn the_document_has_every_member_of_a_problem() {
+        let document = parsed();
+        let properties = document["components"]["schemas"]["Problem"]["properties"].as_object().unwrap();
+        let of_all = ["type", "title", "status", "code", "detail", "request_id"];
+        let of_all = of_all.into_iter().chain(super::super::problem::MEMBERS.iter().copied());
+        assert_eq!(properties.keys().map(String::as_str).collect::<BTreeSet<_>>(), of_all.collect());
     }
 
     #[test]

@@ -159,6 +159,9 @@ impl Code {
     }
 }
 
+/// What a problem may have beside what all have.
+pub const MEMBERS: &[&str] = &["field", "scope", "active_turn_id", "events", "limit", "limit_of", "limit_value"];
+
 /// An answer that says no. Cheap to move; clones are made only to carry it in a response's extensions.
 #[derive(Clone)]
 pub struct Problem(Box<Inner>);
@@ -201,13 +204,20 @@ impl Problem {
     /// Adds a member that belongs to the code.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: impl Into<serde_json::Value>) -> Problem {
+        debug_assert!(MEMBERS.contains(&name), "the document says nothing of {name}");
         self.0.facts.push((name, value.into()));
         self
     }
 
     /// Says which limit is reached, whose it is, and what it is.
-    fn over(self, of: LimitOf, limit: LimitName, max: f64) -> Problem {
-        self.with("limit", limit.as_str()).with("limit_of", of.as_str()).with("limit_value", max)
+    #[must_use]
+    pub fn over(self, of: &'static str, limit: &'static str, max: f64) -> Problem {
+        self.with("limit_value", max).at_limit(of, limit)
+    }
+
+    /// The same, where what it is is not known here.
+    fn at_limit(self, of: &'static str, limit: &'static str) -> Problem {
+        self.with("limit", limit).with("limit_of", of)
     }
 
     /// Says when to come back.
@@ -314,6 +324,7 @@ impl From<AuthError> for Problem {
                 Code::RateLimited,
                 "too many failed authentications from this address; wait, then send a valid API key",
             )
+            .at_limit("address", "auth_failures_per_minute")
             .retry_after(retry_after_s),
             AuthError::IssuerUnavailable => Problem::new(
                 Code::IssuerUnavailable,
@@ -392,20 +403,22 @@ impl From<Refusal> for Problem {
             Refusal::ConversationQueueFull => Problem::new(
                 Code::ConversationQueueFull,
                 "too many turns wait in this conversation; wait for one to end, or send on_busy \"interrupt\"",
-            ),
+            )
+            .at_limit("conversation", "queue_max"),
             Refusal::OrgQueueFull { max } => {
                 let detail = "too many turns of this org are live; wait for some to end, or have the operator raise the limit: \
                               `turnhouse orgs limits ORG --queue-max N`";
-                Problem::new(Code::OrgQueueFull, detail).over(LimitOf::Org, LimitName::QueueMax, max as f64)
+                Problem::new(Code::OrgQueueFull, detail).over(LimitOf::Org.as_str(), LimitName::QueueMax.as_str(), max as f64)
             }
             Refusal::AgentQueueFull { max } => {
                 let detail = "too many turns of this agent are live; wait for some to end, or raise `limits.queue_max` in its settings \
                               (`PUT /v1/agents/{agent}`)";
-                Problem::new(Code::AgentQueueFull, detail).over(LimitOf::Agent, LimitName::QueueMax, max as f64)
+                Problem::new(Code::AgentQueueFull, detail).over(LimitOf::Agent.as_str(), LimitName::QueueMax.as_str(), max as f64)
             }
             Refusal::Exceeded(exceeded) => exceeded.into(),
             Refusal::HostQueueFull => {
                 Problem::new(Code::HostQueueFull, "this host has as many live turns as it takes; try again")
+                    .at_limit("host", "queue_max")
             }
         }
     }
@@ -439,7 +452,7 @@ impl From<Exceeded> for Problem {
             }
             LimitOf::Agent => format!("raise `limits.{name}` in its settings (`PUT /v1/agents/{{agent}}`)"),
         };
-        let problem = Problem::new(code, format!("{what}; wait, or {remedy}")).over(of, limit, max);
+        let problem = Problem::new(code, format!("{what}; wait, or {remedy}")).over(whose, name, max);
         match wait_ms {
             Some(ms) => problem.retry_after(ms.div_ceil(1_000).max(1)),
             None => problem,

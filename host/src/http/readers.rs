@@ -47,9 +47,9 @@ impl Readers {
     pub fn admit(self: &Arc<Self>, org: &OrgId) -> Result<Permit, Problem> {
         let mut open = self.open.lock();
         if open.host >= self.host_max {
-            return Err(full("this host", self.host_max));
+            return Err(full("host", self.host_max));
         }
-        take(&mut open.orgs, org.clone(), self.per_org_max).map_err(|()| full("this org", self.per_org_max))?;
+        take(&mut open.orgs, org.clone(), self.per_org_max).map_err(|()| full("org", self.per_org_max))?;
         open.host += 1;
         Ok(Permit { readers: self.clone(), org: org.clone(), turn: None })
     }
@@ -59,7 +59,7 @@ impl Permit {
     /// The same, for `turn`.
     pub fn of_turn(mut self, turn: TurnId) -> Result<Permit, Problem> {
         let max = self.readers.per_turn_max;
-        take(&mut self.readers.open.lock().turns, turn, max).map_err(|()| full("this turn", max))?;
+        take(&mut self.readers.open.lock().turns, turn, max).map_err(|()| full("turn", max))?;
         self.turn = Some(turn);
         Ok(self)
     }
@@ -93,11 +93,9 @@ fn give_back<K: Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
     }
 }
 
-fn full(whose: &str, max: usize) -> Problem {
-    Problem::new(
-        Code::TooManyStreams,
-        format!("{whose} has {max} open streams, the limit; close some, or poll the turn instead"),
-    )
+fn full(whose: &'static str, max: usize) -> Problem {
+    let detail = format!("this {whose} has {max} open streams, the limit; close some, or poll the turn instead");
+    Problem::new(Code::TooManyStreams, detail).over(whose, "readers_max", max as f64)
 }
 
 #[cfg(test)]

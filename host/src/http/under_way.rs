@@ -12,6 +12,7 @@ use crate::ids::OrgId;
 /// Counts what is under way.
 pub struct UnderWay {
     what: &'static str,
+    limit: &'static str,
     of_org_max: usize,
     max: usize,
     orgs: Mutex<HashMap<OrgId, OfOrg>>,
@@ -31,23 +32,23 @@ pub struct Place {
 }
 
 impl UnderWay {
-    /// At most `of_org_max` of an org and `max` of all. `what` says of what, to whoever finds no room.
-    pub fn new(what: &'static str, of_org_max: usize, max: usize) -> Arc<UnderWay> {
-        Arc::new(UnderWay { what, of_org_max, max, orgs: Mutex::default() })
+    /// At most `of_org_max` of an org and `max` of all. `what` says of what, to whoever finds no room, and `limit` the same to a program.
+    pub fn new(what: &'static str, limit: &'static str, of_org_max: usize, max: usize) -> Arc<UnderWay> {
+        Arc::new(UnderWay { what, limit, of_org_max, max, orgs: Mutex::default() })
     }
 
     /// A place, if there is one.
     pub fn begin(self: &Arc<Self>, org: &OrgId) -> Result<Place, Problem> {
         let mut orgs = self.orgs.lock();
-        let full = |whose: &str| {
-            let detail = format!("{whose} has as many {} under way as it may have at once; try again", self.what);
-            Problem::new(Code::TooManyStreams, detail)
+        let full = |whose: &'static str, max: usize| {
+            let detail = format!("this {whose} has as many {} under way as it may have at once; try again", self.what);
+            Problem::new(Code::TooManyStreams, detail).over(whose, self.limit, max as f64)
         };
         if orgs.get(org).is_some_and(|of_org| of_org.count >= self.of_org_max) {
-            return Err(full("this org"));
+            return Err(full("org", self.of_org_max));
         }
         if orgs.values().map(|of_org| of_org.count).sum::<usize>() >= self.max {
-            return Err(full("this host"));
+            return Err(full("host", self.max));
         }
         let of_org = orgs.entry(org.clone()).or_default();
         of_org.count += 1;
@@ -82,7 +83,7 @@ mod tests {
 
     #[test]
     fn o3_so_many_of_an_org_and_of_all_and_room_when_they_go() {
-        let under_way = UnderWay::new("uploads", 2, 3);
+        let under_way = UnderWay::new("uploads", "uploads_max", 2, 3);
         let (a, b) = (OrgId::parse("a").unwrap(), OrgId::parse("b").unwrap());
         let of_a = [under_way.begin(&a).ok().unwrap(), under_way.begin(&a).ok().unwrap()];
         assert_eq!(under_way.begin(&a).err().unwrap().code(), Code::TooManyStreams);
@@ -96,7 +97,7 @@ mod tests {
 
     #[test]
     fn o5_what_an_org_does_one_after_another_delays_no_other() {
-        let under_way = UnderWay::new("uploads", 2, 4);
+        let under_way = UnderWay::new("uploads", "uploads_max", 2, 4);
         let [one, two, other] = ["a", "a", "b"].map(|org| under_way.begin(&OrgId::parse(org).unwrap()).ok().unwrap());
         let first = one.alone().now_or_never().unwrap();
         assert!(two.alone().now_or_never().is_none());

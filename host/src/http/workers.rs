@@ -19,8 +19,9 @@ use super::under_way::UnderWay;
 use super::views::{WorkerView, json};
 use crate::ids::WorkerName;
 use crate::limits::Limits;
+use crate::quota::LimitName;
 use crate::registry::UploadError;
-use crate::store::{Deleted, PutWorker};
+use crate::store::{Deleted, PutWorker, WorkerFull};
 
 /// Its routes.
 pub fn routes() -> OpenApiRouter<Gateway> {
@@ -45,7 +46,7 @@ impl Uploads {
     /// Bounds from `limits`.
     pub fn new(limits: &Limits) -> Uploads {
         Uploads {
-            waiting: UnderWay::new("uploads of modules", UPLOADS_OF_ORG_MAX, UPLOADS_MAX),
+            waiting: UnderWay::new("uploads of modules", "module_uploads_max", UPLOADS_OF_ORG_MAX, UPLOADS_MAX),
             bodies: Semaphore::new(limits.compiles_concurrent_max + BODIES_MAX),
         }
     }
@@ -71,7 +72,14 @@ async fn put_worker(
     match gateway.host.upload_worker(&caller.org, &worker, wasm, &caller.actor()).await {
         Ok(PutWorker::Created(version)) => json(StatusCode::CREATED, &WorkerView::from(version)),
         Ok(PutWorker::Existing(version)) => json(StatusCode::OK, &WorkerView::from(version)),
-        Ok(PutWorker::Full(why)) => Err(Problem::new(Code::QuotaExhausted, why)),
+        Ok(PutWorker::Full(why)) => {
+            let (of, limit, max) = match why {
+                WorkerFull::Storage(max) => ("org", LimitName::StorageBytesMax.as_str(), max),
+                WorkerFull::Workers(max) => ("org", "workers_max", max),
+                WorkerFull::Versions(max) => ("worker", "versions_max", max),
+            };
+            Err(Problem::new(Code::QuotaExhausted, why.to_string()).over(of, limit, max as f64))
+        }
         Err(UploadError::Refused(refusal)) => {
             Err(Problem::new(Code::parse(refusal.code()).unwrap_or(Code::ModuleInvalid), refusal.to_string()))
         }

@@ -476,11 +476,22 @@ pub enum PutAttachment {
     NoOrg,
 }
 
-/// Why an org that has stored `max` bytes may not store more.
-pub(super) fn storage_full(max: impl std::fmt::Display) -> String {
-    format!(
-        "the org has stored the {max} bytes that it may; delete conversations or workers: what is stored is measured again within a minute or so"
-    )
+/// Why there is no room for an upload of a worker.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WorkerFull {
+    /// The org's `storage_bytes_max`.
+    #[error(
+        "the org has stored the {0} bytes that it may; delete conversations or workers: what is stored is measured again within a minute or so"
+    )]
+    Storage(u64),
+    /// `org_workers_max`.
+    #[error("the org has {0} workers, its limit; delete one")]
+    Workers(u64),
+    /// `worker_versions_kept`.
+    #[error(
+        "the worker has {0} versions, its limit, and agents or live turns use them all; move a pin or delete an agent"
+    )]
+    Versions(u64),
 }
 
 /// What became of [`Store::put_worker`](super::Store::put_worker).
@@ -490,8 +501,8 @@ pub enum PutWorker {
     Created(WorkerVersion),
     /// These bytes were this version already.
     Existing(WorkerVersion),
-    /// The org has `org_workers_max` workers, or the worker `worker_versions_kept` versions that agents use.
-    Full(String),
+    /// There is no room for it.
+    Full(WorkerFull),
 }
 
 /// What became of [`Store::put_agent`](super::Store::put_agent).

@@ -214,6 +214,8 @@ async fn e6_too_many_streams_are_refused_and_leave_nothing_behind() {
     let follow = async || ann.get(&format!("/v1/turns/{}/events", turn.id)).await;
     let (status, problem) = follow().await;
     assert_eq!((status, &problem["code"]), (StatusCode::TOO_MANY_REQUESTS, &json!("too_many_streams")));
+    let limit = (&problem["limit"], &problem["limit_of"], &problem["limit_value"]);
+    assert_eq!(limit, (&json!("readers_max"), &json!("turn"), &json!(2.0)), "what was exceeded is said");
     let another = ann.say("sleep_day", "c-2", "go").await;
     let third = another.events(None).await;
     eventually("both run", async || host.live().await.running == 2).await;

@@ -346,7 +346,7 @@ pub(in crate::store) async fn o3_what_an_org_and_an_agent_have_stored_is_measure
     assert_eq!(refused(world, to_free(world.message("b"))).await, full(LimitOf::Org, 10_000.0));
     let (store, now) = (&world.store, world.now());
     let put = store.put_worker(&org("acme"), &worker(), [7; 32], "new".into(), vec![], 1.0, 9, 9, now, &by()).await;
-    assert!(matches!(put.unwrap(), PutWorker::Full(why) if why.contains("10000")), "nor a module");
+    assert!(matches!(put.unwrap(), PutWorker::Full(WorkerFull::Storage(10_000))), "nor a module");
     let mut pieces = crate::attachment::Pieces::default();
     pieces.push(b"file");
     let (file, pieces) = pieces.finish("text/plain".to_owned());

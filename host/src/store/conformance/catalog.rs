@@ -30,7 +30,7 @@ pub(in crate::store) async fn old_versions_go_and_used_ones_stay(world: &World) 
     // A live turn started with 1 and the pin moves to 3: both are used now.
     let live = world.submit_and_start(world.message("c")).await;
     world.set_agent(&acme, None).await;
-    assert!(matches!(world.upload(&acme, &worker(), b"four").await, PutWorker::Full(_)));
+    assert!(matches!(world.upload(&acme, &worker(), b"four").await, PutWorker::Full(WorkerFull::Versions(2))));
     world.complete(&live, None).await;
     let gone = versions[1].digest;
     assert!(matches!(world.upload(&acme, &worker(), b"four").await, PutWorker::Created(made) if made.version == 4));

@@ -15,8 +15,7 @@ use crate::clock::Timestamp;
 use crate::gate::SessionMode;
 use crate::ids::{AgentId, OrgId, WorkerName};
 use crate::quota::OwnLimits;
-use crate::store::records::storage_full;
-use crate::store::{Deleted, Page, PutAgent, PutWorker, Result, StoreError, WorkerVersion};
+use crate::store::{Deleted, Page, PutAgent, PutWorker, Result, StoreError, WorkerFull, WorkerVersion};
 
 statements! {
     WORKERS = "-- workers
@@ -187,14 +186,14 @@ impl PostgresStore {
             return Ok(PutWorker::Existing(worker_version(&row)?));
         }
         if let Some(max) = self.storage_full(tx, org).await? {
-            return Ok(PutWorker::Full(storage_full(max)));
+            return Ok(PutWorker::Full(WorkerFull::Storage(max.unsigned_abs())));
         }
         let (versions, newest) = self.versions(tx, org, name).await?;
         if versions == 0 {
             let row = self.query(WORKERS_COUNT).bind(org).fetch_one(&mut *tx).await?;
             let workers = row.try_get::<i64, _>(0)?;
             if !is_below(workers, workers_max) {
-                return Ok(PutWorker::Full(format!("the org has {workers} workers, its limit; delete one")));
+                return Ok(PutWorker::Full(WorkerFull::Workers(workers.unsigned_abs())));
             }
         }
         let (wasm, digest) = (&upload.wasm[..], &upload.digest[..]);
@@ -220,9 +219,7 @@ impl PostgresStore {
                 None => None,
             };
             let Some((version, digest)) = oldest.filter(|(version, _)| *version <= newest) else {
-                return Ok(PutWorker::Full(format!(
-                    "worker {worker} has {versions} versions, its limit, and agents or live turns use them all; move a pin or delete an agent"
-                )));
+                return Ok(PutWorker::Full(WorkerFull::Versions(versions.unsigned_abs())));
             };
             self.query(VERSION_DELETE).bind(org).bind(name).bind(version).execute(&mut *tx).await?;
             self.query(MODULE_DELETE).bind(org).bind(vec![digest]).execute(&mut *tx).await?;

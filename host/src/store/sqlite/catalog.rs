@@ -13,8 +13,7 @@ use crate::audit::{Act, Actor};
 use crate::clock::Timestamp;
 use crate::ids::{AgentId, OrgId, WorkerName};
 use crate::quota::OwnLimits;
-use crate::store::records::storage_full;
-use crate::store::{Deleted, Page, PutAgent, PutWorker, Result, StoreError, WorkerVersion};
+use crate::store::{Deleted, Page, PutAgent, PutWorker, Result, StoreError, WorkerFull, WorkerVersion};
 
 statements! {
     WORKERS = "-- workers
@@ -209,7 +208,7 @@ impl Tx<'_> {
             return Ok(PutWorker::Existing(stored(version, size, imports, compile_ms, created_at)));
         }
         if let Some(max) = self.storage_full(org)? {
-            return Ok(PutWorker::Full(storage_full(max)));
+            return Ok(PutWorker::Full(WorkerFull::Storage(max)));
         }
         let (versions, newest) = self
             .conn
@@ -219,7 +218,7 @@ impl Tx<'_> {
             let workers: u32 =
                 self.conn.prepare_cached(WORKERS_COUNT)?.query_row(params![org.as_str()], |row| row.get(0))?;
             if workers as usize >= workers_max {
-                return Ok(PutWorker::Full(format!("the org has {workers} workers, its limit; delete one")));
+                return Ok(PutWorker::Full(WorkerFull::Workers(u64::from(workers))));
             }
         }
         if versions >= versions_kept {
@@ -229,9 +228,7 @@ impl Tx<'_> {
                 .query_row(key, |row| Ok((row.get::<_, u32>(0)?, row.get::<_, Vec<u8>>(1)?)))
                 .optional()?;
             let Some((version, digest)) = oldest else {
-                return Ok(PutWorker::Full(format!(
-                    "worker {worker} has {versions} versions, its limit, and agents or live turns use them all; move a pin or delete an agent"
-                )));
+                return Ok(PutWorker::Full(WorkerFull::Versions(versions as u64)));
             };
             self.conn.prepare_cached(VERSION_DELETE)?.execute(params![org.as_str(), worker.as_str(), version])?;
             self.conn.prepare_cached(MODULE_DELETE)?.execute(params![org.as_str(), digest])?;
