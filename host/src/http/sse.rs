@@ -39,15 +39,13 @@ pub trait Source: Send + 'static {
 }
 
 impl Source for Reader {
-    fn next(&mut self) -> impl Future<Output = Next> + Send {
-        async {
-            let next = Reader::next(self).await;
-            if let Err(error) = &next {
-                let (org, turn) = self.of();
-                tracing::warn!(%org, %turn, %error, "a stream ends before its turn: the store failed");
-            }
-            next
+    async fn next(&mut self) -> Next {
+        let next = Reader::next(self).await;
+        if let Err(error) = &next {
+            let (org, turn) = self.of();
+            tracing::warn!(%org, %turn, %error, "a stream ends before its turn: the store failed");
         }
+        next
     }
 }
 
