@@ -71,8 +71,9 @@ RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
   v_hour bigint := coalesce(p_now, turnhouse_now()) / 3600000;
 BEGIN
-  PERFORM 1 FROM org_load WHERE org_id = p_org FOR NO KEY UPDATE;
-  IF NOT FOUND THEN
+  -- Where nothing is metered the org's row is left alone: nobody's claim waits for a host that stops in the midst of this.
+  PERFORM 1 FROM org_load WHERE org_id = p_org AND (coalesce(cpu_ms_per_hour, p_cpu_max) > 0 OR limited_agents > 0) FOR NO KEY UPDATE;
+  IF NOT EXISTS (SELECT 1 FROM org_load WHERE org_id = p_org) THEN
     RETURN false;
   END IF;
   UPDATE turns SET cpu_ms = p_cpu_ms, wall_ms = p_wall_ms, memory_peak_bytes = p_memory, host_calls = p_calls, bytes_in = p_bytes_in,

@@ -283,7 +283,11 @@ impl Run<'_> {
             let what = format!(
                 "of one lost replica in twenty a turn was taken over later than {p95} ms after its lease had ended"
             );
-            record.violation("takeover", what, vec![]);
+            record.violation(
+                "takeover",
+                format!("{what}:{}", takeovers::later_than(&judged, TAKEOVER_WITHIN_MS)),
+                vec![],
+            );
         }
         let findings = Findings {
             takeovers: &watch.takeovers,

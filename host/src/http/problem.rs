@@ -212,7 +212,7 @@ impl Problem {
     /// Says which limit is reached, whose it is, and what it is.
     #[must_use]
     pub fn over(self, of: &'static str, limit: &'static str, max: f64) -> Problem {
-        self.with("limit_value", max).at_limit(of, limit)
+        self.at_limit(of, limit).with("limit_value", max)
     }
 
     /// The same, where what it is is not known here.

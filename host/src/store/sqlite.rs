@@ -80,6 +80,8 @@ impl SqliteOptions {
 /// The embedded store.
 pub struct SqliteStore {
     writer: Arc<FairMutex<Option<Writer>>>,
+    /// One write outside the journal at a time: however many of them wait, and whoever sends them, the journal waits for one (O5).
+    changes: Arc<tokio::sync::Mutex<()>>,
     readers: SqlitePool,
     checkpointer: checkpoint::Checkpointer,
     /// For orgs that have no limits of their own.
@@ -137,7 +139,8 @@ impl SqliteStore {
             )
             .await
             .map_err(|error| opening(&file, error))?;
-        Ok(SqliteStore { writer: Arc::new(FairMutex::new(Some(writer))), readers, checkpointer, quota, file, lock })
+        let (writer, changes) = (Arc::new(FairMutex::new(Some(writer))), Arc::default());
+        Ok(SqliteStore { writer, changes, readers, checkpointer, quota, file, lock })
     }
 
     /// Only the host that holds the lock counts what is live.
@@ -156,8 +159,14 @@ impl SqliteStore {
         T: Send + 'static,
         F: FnOnce(&mut Tx<'_>) -> Tried<T> + Send + 'static,
     {
+        let alone = Arc::clone(&self.changes).lock_owned().await;
         let writer = Arc::clone(&self.writer);
-        blocking(move || Ok(writer.lock().as_mut().ok_or_else(closed)?.transaction(now, work)?)).await?
+        blocking(move || {
+            // Here, so that it is held until the write is done, also when nobody waits for it any more.
+            let _alone = alone;
+            Ok(writer.lock().as_mut().ok_or_else(closed)?.transaction(now, work)?)
+        })
+        .await?
     }
 }
 

@@ -132,6 +132,20 @@ pub fn undisturbed<'a>(
     takeovers.iter().filter(there).collect()
 }
 
+/// The takeovers that were later than that, for whoever looks for the reason.
+pub fn later_than(takeovers: &[&Takeover], ms: u64) -> String {
+    let late = takeovers.iter().filter(|takeover| takeover.latency_ms() > ms);
+    let told = late.map(|late| {
+        let at_s = late.expired as f64 / 1_000.0;
+        format!(
+            "\n    {at_s:.1} s: the lease of {} ended; a turn was taken over {} ms later",
+            late.holder,
+            late.latency_ms()
+        )
+    });
+    told.collect()
+}
+
 /// How long the last turn of each lost replica took, sorted: one replica that was lost is one case, however many turns it had.
 pub fn latencies<'a>(takeovers: impl IntoIterator<Item = &'a Takeover>) -> Vec<u64> {
     let mut longest: HashMap<&str, u64> = HashMap::new();
