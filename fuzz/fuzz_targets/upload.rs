@@ -18,7 +18,7 @@ fuzz_target!(|wasm: &[u8]| {
         Ok(worker) => {
             let inspection = inspected.expect("what is compiled was inspected");
             assert_eq!((inspection.bytes, inspection.speaks), (wasm.len(), worker.speaks()));
-            run(&worker, b"hello".to_vec(), Begun { shared: true, snapshot: true, dry_run: false });
+            run(&worker, b"hello".to_vec(), Begun { shared: true, snapshot: true, dry_run: false, files: false });
         }
         Err(refusal) => {
             check(&refusal);

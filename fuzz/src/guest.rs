@@ -96,6 +96,10 @@ const WORDS: &[&str] = &[
     "{}",
     "/file",
     ATTACHMENT,
+    "a",
+    "a/b",
+    "../beside",
+    "b/../../beside",
 ];
 
 /// The interpreter, as a module; `speaks` decides where its standard output goes.

@@ -12,6 +12,7 @@ use turnhouse::attachment::{Attachment, AttachmentId, PIECE_BYTES};
 use turnhouse::gate::{self, Envelope, Grant, SessionMode};
 use turnhouse::ids::{ConversationId, OrgId, RunId};
 use turnhouse::limits::Limits;
+use turnhouse::sandbox::private_dir::{PrivateDir, Quota, tree};
 use turnhouse::sandbox::{
     Attachments, Control, Finished, GuestLimits, Input, InputJson, Job, Output, PieceSource, Refused, Said, Sandbox,
     SandboxConfig, Worker,
@@ -60,6 +61,36 @@ pub struct Begun {
     pub shared: bool,
     pub snapshot: bool,
     pub dry_run: bool,
+    /// With a private directory.
+    pub files: bool,
+}
+
+/// What a private directory may hold.
+const QUOTA: Quota = Quota { bytes_max: 5_000, files_max: 6 };
+
+/// A private directory, and beside it what is none of its guest's business.
+struct Home(tempfile::TempDir);
+
+impl Home {
+    fn new() -> Home {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        std::fs::create_dir(home.path().join("private")).expect("it is empty");
+        std::fs::write(home.path().join("beside"), "another's").expect("it can be written");
+        Home(home)
+    }
+
+    fn open(&self) -> PrivateDir {
+        PrivateDir::open(&self.0.path().join("private"), QUOTA).expect("it is there")
+    }
+
+    /// Nothing is over the quota, and nothing outside was touched.
+    fn check(&self) {
+        let private = std::fs::File::open(self.0.path().join("private")).expect("it is still there");
+        let held = tree::measure(private).expect("it can be counted");
+        assert!(held.bytes <= QUOTA.bytes_max && held.files <= QUOTA.files_max, "{held:?}");
+        assert_eq!(std::fs::read(self.0.path().join("beside")).expect("it is still there"), b"another's");
+        assert_eq!(std::fs::read_dir(self.0.path()).expect("it can be listed").count(), 2, "nothing was added");
+    }
 }
 
 #[derive(Default)]
@@ -91,9 +122,10 @@ pub fn run(worker: &Worker, text: Vec<u8>, begun: Begun) -> Finished {
     let grant = if begun.shared { shared() } else { Grant::Private };
     let ms = Duration::from_millis;
     let heard = Arc::<Heard>::default();
+    let home = begun.files.then(Home::new);
     let job = Job {
         org: "fuzz".parse().expect("it is an id"),
-        directory: None,
+        directory: home.as_ref().map(Home::open),
         input: Input {
             json: InputJson(Arc::new(|| Bytes::from_static(br#"{"turn_id":"t"}"#))),
             text: text.into(),
@@ -112,6 +144,7 @@ pub fn run(worker: &Worker, text: Vec<u8>, begun: Begun) -> Finished {
     let finished = sandbox.handle().block_on(sandbox.run(worker, job));
     let said = std::mem::take(&mut *heard.0.lock().expect("nobody panicked"));
     check(&finished, &said, begun, &limits);
+    home.iter().for_each(Home::check);
     finished
 }
 
