@@ -473,6 +473,35 @@ async fn o3_what_a_private_directory_takes_is_stored_until_its_generation_is_ren
     check(&world).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn o5_however_many_changes_wait_the_journal_waits_for_one() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let world = world().await;
+    let (store, done) = (Arc::clone(&home(&world).store), Arc::new(AtomicUsize::new(0)));
+    let change = |_| {
+        let (store, done) = (store.clone(), done.clone());
+        tokio::spawn(async move {
+            let work = move |_: &mut super::writer::Tx<'_>| {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+                done.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            };
+            store.write_with(Timestamp(0), work).await
+        })
+    };
+    let changes: Vec<_> = (0..30).map(change).collect();
+    while done.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    let before = done.load(Ordering::SeqCst);
+    world.claim(0).await;
+    let meanwhile = done.load(Ordering::SeqCst) - before;
+    assert!(meanwhile <= 3, "the one under way, and whoever came just before: {meanwhile}");
+    for change in changes {
+        change.await.unwrap().unwrap();
+    }
+}
+
 #[tokio::test]
 async fn an_org_without_an_owner_gets_one() {
     let world = world().await;
