@@ -76,10 +76,11 @@ async fn t1_r1_replicas_behind_a_pooler_do_the_same_and_hear_each_other_past_it(
     .await;
     assert_eq!(counts, ["4"; 8]);
     let (running, behind) = (ann.say("slow_reply", "c-1", "600").await, ann.say("slow_reply", "c-1", "1").await);
-    assert_eq!(cluster.started(&running).await, 0);
-    cluster.kill(0).await;
-    assert_eq!(cluster.turn_at(1, &running).completed().await, "600");
-    assert_eq!(cluster.turn_at(2, &behind).completed().await, "1");
+    // Mostly where it was accepted; any replica may have been faster.
+    let at = cluster.started(&running).await;
+    cluster.kill(at).await;
+    assert_eq!(cluster.turn_at((at + 1) % 3, &running).completed().await, "600");
+    assert_eq!(cluster.turn_at((at + 2) % 3, &behind).completed().await, "1");
     cluster.stop().await;
 }
 
