@@ -167,7 +167,7 @@ impl Cluster {
         self.replicas.iter().position(runs)
     }
 
-    /// Waits until somebody runs it; who.
+    /// Waits until somebody runs it; who. Mostly the replica that accepted it, and on a busy machine whoever was faster.
     pub async fn started(&self, turn: &Turn) -> usize {
         crate::eventually("somebody runs it", async || self.runner_of(turn).is_some()).await;
         self.runner_of(turn).expect("it runs")

@@ -14,16 +14,16 @@ async fn t8_a_cancel_at_another_replica_is_told_and_stops_the_guest() {
         let ann = cluster.member("acme", "ann", "admin").await;
         ann.deploy("spin").await;
         let turn = ann.say("spin", "c-1", "go").await;
-        assert_eq!(cluster.started(&turn).await, 0);
-        let mut here = turn.events(None).await;
+        let at = cluster.started(&turn).await;
+        let mut here = cluster.turn_at(at, &turn).events(None).await;
         here.until("turn.started").await;
         let began = Instant::now();
-        let (status, body) = cluster.turn_at(1, &turn).cancel().await;
+        let (status, body) = cluster.turn_at(1 - at, &turn).cancel().await;
         assert_eq!((status, &body["state"]), (StatusCode::OK, &json!("cancelled")));
         // A reader where it ran hears of it though its host did not end it.
         let end = here.next().await.expect("its end");
         assert_eq!((end.kind.as_str(), &end.data["by"]), ("turn.cancelled", &json!("user")));
-        eventually("the guest is gone", async || cluster.replicas[0].host.dispatch.slots.in_use() == 0).await;
+        eventually("the guest is gone", async || cluster.replicas[at].host.dispatch.slots.in_use() == 0).await;
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
         assert_eq!(turn.cancel().await.0, StatusCode::OK, "again, anywhere");
         cluster.stop().await;
@@ -36,9 +36,9 @@ async fn t8_an_interrupt_at_another_replica_takes_the_conversation_over() {
     let ann = cluster.member("acme", "ann", "admin").await;
     ann.deploy("slow_reply").await;
     let long = ann.say("slow_reply", "c-1", "30000").await;
-    assert_eq!(cluster.started(&long).await, 0);
+    let other = 1 - cluster.started(&long).await;
     let body = json!({ "message": { "text": "1" }, "on_busy": "interrupt" });
-    let (status, body) = cluster.at(1, &ann).submit("slow_reply", "c-1", body).await;
+    let (status, body) = cluster.at(other, &ann).submit("slow_reply", "c-1", body).await;
     assert_eq!(status, StatusCode::ACCEPTED, "{body}");
     let next = ann.turn(body["turn_id"].as_str().expect("its id"));
     assert_eq!(next.completed().await, "1");
@@ -53,15 +53,16 @@ async fn s8_a_conversation_deleted_at_another_replica_ends_its_turns() {
     let ann = cluster.member("acme", "ann", "admin").await;
     ann.deploy("sleep_day").await;
     let (running, waiting) = (ann.say("sleep_day", "c-1", "go").await, ann.say("sleep_day", "c-1", "go").await);
-    assert_eq!(cluster.started(&running).await, 0);
+    let at = cluster.started(&running).await;
+    let (running, waiting) = (cluster.turn_at(at, &running), cluster.turn_at(at, &waiting));
     let streams = [running.events(None).await, waiting.events(None).await];
     let path = "/v1/agents/sleep_day/conversations/c-1";
-    assert!(cluster.at(1, &ann).call(Method::DELETE, path).await.0.is_success());
+    assert!(cluster.at(1 - at, &ann).call(Method::DELETE, path).await.0.is_success());
     for stream in streams {
         let end = stream.all().await.pop().expect("an end");
         assert_eq!((end.kind.as_str(), &end.data["by"]), ("turn.cancelled", &json!("deleted")));
     }
-    eventually("the guest is gone", async || cluster.replicas[0].host.dispatch.slots.in_use() == 0).await;
+    eventually("the guest is gone", async || cluster.replicas[at].host.dispatch.slots.in_use() == 0).await;
     cluster.stop().await;
 }
 

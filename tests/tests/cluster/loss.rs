@@ -18,17 +18,18 @@ async fn r1_the_turns_of_a_killed_replica_run_elsewhere_within_its_ttl() {
     assert_eq!(ann.say("snapshot_counter", "c-1", "x").await.completed().await, "1");
     let running = ann.say("slow_reply", "c-1", "800").await;
     let behind = ann.say("slow_reply", "c-1", "1").await;
-    assert_eq!(cluster.started(&running).await, 0);
+    let at = cluster.started(&running).await;
+    let others = [(at + 1) % 3, (at + 2) % 3];
     let killed = Instant::now();
-    cluster.kill(0).await;
-    let there = [cluster.turn_at(1, &running), cluster.turn_at(2, &behind)];
+    cluster.kill(at).await;
+    let there = [cluster.turn_at(others[0], &running), cluster.turn_at(others[1], &behind)];
     there[0].reaches("running").await;
     eventually("it runs elsewhere", async || cluster.runner_of(&running).is_some()).await;
     assert!(killed.elapsed() < TTL + Duration::from_secs(2), "{:?}", killed.elapsed());
     assert_eq!(join_all(there.iter().map(Turn::completed)).await, ["800", "1"]);
     assert_eq!(there[0].get().await["attempt"], 2);
     assert_eq!(there[1].get().await["attempt"], 1);
-    let next = cluster.at(1, &ann).say("snapshot_counter", "c-1", "x").await;
+    let next = cluster.at(others[0], &ann).say("snapshot_counter", "c-1", "x").await;
     assert_eq!(next.completed().await, "2", "the chain goes on");
     cluster.stop().await;
 }
@@ -40,32 +41,34 @@ async fn r2_a_replica_that_cannot_reach_the_store_steps_down_before_others_take_
         let ann = cluster.member("acme", "ann", "admin").await;
         ann.deploy("progress_slowly").await;
         let turn = ann.say("progress_slowly", "c-1", "60 ticks every 100").await;
-        assert_eq!(cluster.started(&turn).await, 0);
-        let first = cluster.replicas[0].host.dispatch.replica();
-        let mut here = turn.events(None).await;
+        let at = cluster.started(&turn).await;
+        let dispatch = cluster.replicas[at].host.dispatch.clone();
+        let there = cluster.replicas[1 - at].host.dispatch.clone();
+        let first = dispatch.replica();
+        let mut here = cluster.turn_at(at, &turn).events(None).await;
         here.until("output.delta").await;
-        cluster.network(0, network);
+        cluster.network(at, network);
         let cut = Instant::now();
-        let dispatch = cluster.replicas[0].host.dispatch.clone();
         let id = turn.id.parse().expect("an id");
         eventually("its guest stops", async || {
-            let taken = cluster.replicas[1].host.dispatch.tracked(id).is_some();
+            let taken = there.tracked(id).is_some();
             let stopped = dispatch.tracked(id).is_none_or(|running| running.control.stopped().is_some());
             assert!(stopped || !taken, "two replicas run it at once");
             stopped
         })
         .await;
         let stopped = cut.elapsed();
-        eventually("another takes it over", async || cluster.replicas[1].host.dispatch.tracked(id).is_some()).await;
+        eventually("another takes it over", async || there.tracked(id).is_some()).await;
         println!("{network:?}: stopped after {stopped:?}, taken over after {:?}", cut.elapsed());
         assert!(cut.elapsed() >= TTL - Duration::from_millis(600), "it was not given up early: {:?}", cut.elapsed());
-        cluster.network(0, Network::Fine);
+        cluster.network(at, Network::Fine);
         // Its reader has stayed, and hears of the rest.
         let rest = here.all().await;
         assert!(rest.iter().any(|event| event.kind == "turn.restarted"), "{rest:?}");
         assert_eq!(rest.last().expect("an end").kind, "turn.completed");
-        eventually("a new incarnation", async || cluster.replicas[0].host.dispatch.replica() != first).await;
-        eventually("it may claim again", async || cluster.replicas[0].host.dispatch.may_claim()).await;
+        eventually("a new incarnation", async || dispatch.replica() != first).await;
+        eventually("it may claim again", async || dispatch.may_claim()).await;
+        let ann = cluster.at(at, &ann);
         assert_eq!(ann.say("progress_slowly", "c-2", "1 ticks every 1").await.completed().await, "tick ");
         cluster.stop().await;
     }
@@ -100,18 +103,22 @@ async fn r6_a_drain_hands_over_to_the_others_without_spending_an_attempt() {
         async move { ann.say("slow_reply", &format!("c-{n}"), "3000").await }
     }))
     .await;
+    // Four of them, at two replicas: one has at least two.
+    let mut at = [0, 0];
     for turn in &turns {
-        assert_eq!(cluster.started(turn).await, 0);
+        at[cluster.started(turn).await] += 1;
     }
+    let drained = usize::from(at[1] > at[0]);
+    let left = 1 - drained;
     let began = Instant::now();
-    cluster.drain(0).await;
+    cluster.drain(drained).await;
     for turn in &turns {
-        eventually("it runs at the other", async || cluster.runner_of(turn) == Some(1)).await;
+        eventually("it runs at the other", async || cluster.runner_of(turn) == Some(left)).await;
     }
     // Long before the TTL of a lost replica, which would have cost an attempt.
     println!("handed over after {:?}", began.elapsed());
     for turn in &turns {
-        let turn = cluster.turn_at(1, turn);
+        let turn = cluster.turn_at(left, turn);
         assert_eq!(turn.completed().await, "3000");
         assert_eq!(turn.get().await["attempt"], 1);
     }
@@ -124,12 +131,12 @@ async fn r6_a_drain_ends_in_time_while_the_store_hangs() {
     let ann = cluster.member("acme", "ann", "admin").await;
     ann.deploy("slow_reply").await;
     let turn = ann.say("slow_reply", "c-1", "4000").await;
-    assert_eq!(cluster.started(&turn).await, 0);
-    cluster.network(0, Network::Hung);
+    let at = cluster.started(&turn).await;
+    cluster.network(at, Network::Hung);
     let began = Instant::now();
-    cluster.drain(0).await;
+    cluster.drain(at).await;
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
-    assert_eq!(cluster.turn_at(1, &turn).completed().await, "4000");
+    assert_eq!(cluster.turn_at(1 - at, &turn).completed().await, "4000");
     cluster.stop().await;
 }
 
@@ -162,12 +169,13 @@ async fn t1_an_end_whose_answer_was_lost_is_told_once() {
     let ann = cluster.member("acme", "ann", "admin").await;
     ann.deploy("slow_reply").await;
     let turn = ann.say("slow_reply", "c-1", "700").await;
-    assert_eq!(cluster.started(&turn).await, 0);
-    let streams = [turn.events(None).await, cluster.turn_at(1, &turn).events(None).await];
-    cluster.network(0, Network::AnswersLost);
+    let at = cluster.started(&turn).await;
+    let (here, there) = (cluster.turn_at(at, &turn), cluster.turn_at(1 - at, &turn));
+    let streams = [here.events(None).await, there.events(None).await];
+    cluster.network(at, Network::AnswersLost);
     eventually("it has ended in the store", async || cluster.live().await.running == 0).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    cluster.network(0, Network::Fine);
+    cluster.network(at, Network::Fine);
     for stream in streams {
         let events = stream.all().await;
         assert_eq!(events.iter().filter(|event| event.is_terminal()).count(), 1, "{events:?}");

@@ -77,18 +77,19 @@ async fn e3_a_stream_goes_on_over_a_takeover() {
     let ann = cluster.member("acme", "ann", "admin").await;
     ann.deploy("progress_slowly").await;
     let turn = ann.say("progress_slowly", "c-1", "20 ticks every 100").await;
-    assert_eq!(cluster.started(&turn).await, 0);
-    let mut here = turn.events(None).await;
-    let there = cluster.turn_at(1, &turn).events(None).await;
+    let at = cluster.started(&turn).await;
+    let (first, other) = (cluster.turn_at(at, &turn), cluster.turn_at(1 - at, &turn));
+    let mut here = first.events(None).await;
+    let there = other.events(None).await;
     let seen = here.until("output.delta").await;
-    cluster.kill(0).await;
+    cluster.kill(at).await;
     let events = there.all().await;
     let restart = events.iter().position(|event| event.kind == "turn.restarted").expect("it begins anew");
     assert_eq!(events[restart].data["attempt"], 2);
     assert_eq!(text(&events[restart..]), "tick ".repeat(20), "what was said before is void");
     assert_eq!(events.last().expect("an end").kind, "turn.completed");
     // Whoever was at the dead replica goes on at the other.
-    let rest = cluster.turn_at(1, &turn).events(Some(&seen.id)).await.all().await;
+    let rest = other.events(Some(&seen.id)).await.all().await;
     assert!(rest.iter().any(|event| event.kind == "turn.restarted"), "{rest:?}");
     assert_eq!(rest.iter().filter(|event| event.is_terminal()).count(), 1);
     cluster.stop().await;
@@ -104,12 +105,12 @@ async fn r5_a_hint_is_faster_than_the_poll_and_nothing_depends_on_it() {
         let mut slowest = Duration::ZERO;
         for n in 0..5 {
             let turn = ann.say("sleep_day", &format!("c-{n}"), "go").await;
-            cluster.started(&turn).await;
-            let mut there = cluster.turn_at(1, &turn).events(None).await;
+            let at = cluster.started(&turn).await;
+            let mut there = cluster.turn_at(1 - at, &turn).events(None).await;
             there.until("turn.started").await;
             // Past the first look, which always wakes.
             tokio::time::sleep(Duration::from_millis(600)).await;
-            turn.cancel().await;
+            cluster.turn_at(at, &turn).cancel().await;
             let told = Instant::now();
             assert!(there.next().await.expect("its end").is_terminal());
             slowest = slowest.max(told.elapsed());

@@ -60,6 +60,9 @@ impl Database {
             "max_connections=200",
             "log_min_messages=warning",
             "log_line_prefix=%m [%p] %a %r ",
+            // Who waited for whom, for whoever looks for the reason of a late takeover.
+            "log_lock_waits=on",
+            "deadlock_timeout=250ms",
             &format!("port={port}"),
         ] {
             postgres.args(["-c", setting]);
