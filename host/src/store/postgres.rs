@@ -282,7 +282,7 @@ impl PostgresStore {
     }
 
     /// The rows of a statement of the journal, over its own connection: a batch is of many orgs.
-    async fn rows_for_journal(&self, asked: Asked<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
+    async fn rows_for_journal(&self, frame: Frame, asked: Asked<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
         let mut kept = self.journal.lock().await;
         if self.pool.is_closed() {
             return Err(sqlx::Error::PoolClosed);
@@ -299,8 +299,7 @@ impl PostgresStore {
             },
             None => self.reconnect().await?,
         };
-        let answered =
-            tokio::time::timeout(ANSWER_TIMEOUT, rows(Frame::bare(self.route), &mut connection, asked)).await;
+        let answered = tokio::time::timeout(ANSWER_TIMEOUT, rows(frame, &mut connection, asked)).await;
         let rows = answered.unwrap_or_else(|_| Err(silent()));
         match rows.as_ref().err().filter(|error| !leaves_the_session(error)) {
             None => *kept = Some((connection, Instant::now())),

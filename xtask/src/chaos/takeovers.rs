@@ -4,7 +4,7 @@
 //! the replica was lost at most one TTL before that.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::process::Stdio;
 use std::rc::Rc;
 use std::time::Duration;
@@ -132,16 +132,16 @@ pub fn undisturbed<'a>(
     takeovers.iter().filter(there).collect()
 }
 
-/// The takeovers that were later than that, for whoever looks for the reason.
+/// The lost replicas of which a turn was taken over later than that, for whoever looks for the reason.
 pub fn later_than(takeovers: &[&Takeover], ms: u64) -> String {
-    let late = takeovers.iter().filter(|takeover| takeover.latency_ms() > ms);
-    let told = late.map(|late| {
-        let at_s = late.expired as f64 / 1_000.0;
-        format!(
-            "\n    {at_s:.1} s: the lease of {} ended; a turn was taken over {} ms later",
-            late.holder,
-            late.latency_ms()
-        )
+    let mut longest: BTreeMap<(At, &str), u64> = BTreeMap::new();
+    for takeover in takeovers.iter().filter(|takeover| takeover.latency_ms() > ms) {
+        let longest = longest.entry((takeover.expired, &takeover.holder)).or_default();
+        *longest = takeover.latency_ms().max(*longest);
+    }
+    let told = longest.into_iter().map(|((expired, holder), late)| {
+        let at_s = expired as f64 / 1_000.0;
+        format!("\n    {at_s:.1} s: the lease of {holder} ended; its last turn was taken over {late} ms later")
     });
     told.collect()
 }

@@ -1,4 +1,4 @@
-//! The hot path: a batch of the journal is one call of the function `write_batch`, one round trip that commits by itself. What the function
+//! The hot path: a batch of the journal is one call of the function `write_batch`, one message that commits by itself. What the function
 //! decides, and under which locks, is told in `migrations/postgres/0002_functions.sql`; here items become its arguments
 //! (`items.rs`) and its rows answers (`answers.rs`).
 
@@ -10,7 +10,8 @@ use sqlx::types::Json;
 
 use self::answers::{answer, odd};
 use self::items::{Bodies, describe};
-use super::PostgresStore;
+use super::ask::Frame;
+use super::{BEGIN, PostgresStore, Route};
 use crate::clock::Timestamp;
 use crate::store::{AcceptResult, CommitResult, Result, Write, Written};
 
@@ -48,6 +49,16 @@ fn gather_next(gather: Duration, waited: Duration) -> Duration {
 
 const WRITE_BATCH: &str = "SELECT * FROM write_batch($1::bigint, $2::text[], $3::jsonb, $4::bytea[], $5::int, $6::bigint, $7::text, \
      $8::float8, $9::int, $10::bigint, $11::bigint)";
+
+/// The same in two steps, behind a pooler, where a batch is a transaction of several messages: a host that stops between two of them, or whose network is
+/// slow, must not keep all others from an org's row.
+const STAGE_BATCH: &str = "SELECT set_config('turnhouse.orgs', $2::text[]::text, true), set_config('turnhouse.items', $3::jsonb::text, true), \
+     set_config('turnhouse.bodies', $4::bytea[]::text, true), set_config('turnhouse.bounds', \
+     jsonb_build_array($1::bigint, $5::int, $6::bigint, $7::text, $8::float8, $9::int, $10::bigint, $11::bigint)::text, true)";
+const WRITE_STAGED: &str = "SELECT w.* FROM (SELECT current_setting('turnhouse.bounds')::jsonb AS b) AS staged, \
+     write_batch((b ->> 0)::bigint, current_setting('turnhouse.orgs')::text[], current_setting('turnhouse.items')::jsonb, \
+     current_setting('turnhouse.bodies')::bytea[], (b ->> 1)::int, (b ->> 2)::bigint, b ->> 3, (b ->> 4)::float8, (b ->> 5)::int, \
+     (b ->> 6)::bigint, (b ->> 7)::bigint) AS w; COMMIT";
 
 impl PostgresStore {
     /// One batch of the journal: an answer an item.
@@ -109,8 +120,12 @@ impl PostgresStore {
             let hot = self.hot.lock();
             (hot.cursor.clone(), hot.live)
         };
+        let (statement, frame) = match self.route {
+            Route::Direct => (WRITE_BATCH, Frame::Bare),
+            Route::Pooled => (STAGE_BATCH, Frame::Staged { begin: BEGIN, then: WRITE_STAGED }),
+        };
         let asked = self
-            .query(WRITE_BATCH)
+            .query(statement)
             .bind(self.clock.of(now))
             .bind(orgs)
             .bind(Json(&items))
@@ -125,7 +140,7 @@ impl PostgresStore {
         // Those of a run come as they were decided; those of one item in order.
         let mut rows: Vec<Vec<PgRow>> = batch.iter().map(|_| Vec::new()).collect();
         let mut waited = Duration::ZERO;
-        for row in self.rows_for_journal(asked).await? {
+        for row in self.rows_for_journal(frame, asked).await? {
             if row.try_get::<&str, _>("kind")? == "waited" {
                 waited = Duration::from_micros(u64::try_from(row.try_get::<i64, _>("at")?).unwrap_or(0));
                 metrics::histogram!("turnhouse_store_lock_wait_seconds").record(waited);

@@ -1,5 +1,11 @@
 //! Between a host and its server: sessions, poolers, what is said when something is in the way, and a server that goes away and comes back.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_util::either::Either;
+
+use super::ask::Frame;
 use super::*;
 
 #[tokio::test]
@@ -85,19 +91,7 @@ async fn passage(listen: std::net::SocketAddr, hush: Arc<tokio::sync::Notify>) -
         while let Ok((mut near, _)) = listener.accept().await {
             let (to, hush) = (to.clone(), hush.clone());
             open.spawn(async move {
-                let copied = async {
-                    match to.get_socket() {
-                        Some(dir) => {
-                            let socket = dir.join(format!(".s.PGSQL.{}", to.get_port()));
-                            let mut far = tokio::net::UnixStream::connect(socket).await.unwrap();
-                            tokio::io::copy_bidirectional(&mut near, &mut far).await
-                        }
-                        None => {
-                            let mut far = tokio::net::TcpStream::connect((to.get_host(), to.get_port())).await.unwrap();
-                            tokio::io::copy_bidirectional(&mut near, &mut far).await
-                        }
-                    }
-                };
+                let copied = async { tokio::io::copy_bidirectional(&mut near, &mut far_end(&to).await).await };
                 tokio::pin!(copied);
                 tokio::select! {
                     _ = &mut copied => {}
@@ -108,11 +102,100 @@ async fn passage(listen: std::net::SocketAddr, hush: Arc<tokio::sync::Notify>) -
     })
 }
 
+/// A connection to the server itself.
+async fn far_end(to: &PgConnectOptions) -> Either<tokio::net::UnixStream, tokio::net::TcpStream> {
+    match to.get_socket() {
+        Some(dir) => {
+            let socket = dir.join(format!(".s.PGSQL.{}", to.get_port()));
+            Either::Left(tokio::net::UnixStream::connect(socket).await.unwrap())
+        }
+        None => Either::Right(tokio::net::TcpStream::connect((to.get_host(), to.get_port())).await.unwrap()),
+    }
+}
+
 fn url_through(passage: std::net::SocketAddr, database: &Database) -> String {
     let server = server();
     let (_, address) = server.split_once("://").unwrap();
     let who = address.split_once('@').map_or("postgres", |(who, _)| who);
     format!("postgres://{who}@{passage}/{}", database.name)
+}
+
+/// What a server says comes through for so long, and then no more, as when a network has just failed.
+struct Answers {
+    left: AtomicUsize,
+    /// One was withheld.
+    held: tokio::sync::Notify,
+}
+
+/// A way to the server that counts answers. A server that waits for its client says what it has to say in one piece.
+async fn counting_passage(answers: Arc<Answers>) -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, to) = (listener.local_addr().unwrap(), PgConnectOptions::from_str(&server()).unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let (to, answers) = (to.clone(), answers.clone());
+            tokio::spawn(async move {
+                let (mut from_near, mut to_near) = near.split();
+                let (mut from_far, mut to_far) = tokio::io::split(far_end(&to).await);
+                let back = async move {
+                    let mut bytes = vec![0; 1 << 20];
+                    loop {
+                        let read = from_far.read(&mut bytes).await?;
+                        let less = |left: usize| left.checked_sub(1);
+                        if answers.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_err() {
+                            answers.held.notify_one();
+                            std::future::pending::<()>().await;
+                        }
+                        to_near.write_all(&bytes[..read]).await?;
+                        if read == 0 {
+                            return std::io::Result::Ok(());
+                        }
+                    }
+                };
+                tokio::select! {
+                    _ = tokio::io::copy(&mut from_near, &mut to_far) => {}
+                    _ = back => {}
+                }
+            });
+        }
+    });
+    address
+}
+
+/// A host behind a pooler that goes silent, at whatever moment of a batch, is in no other host's way: it holds no lock while it is waited for.
+#[tokio::test]
+async fn r2_a_batch_behind_a_pooler_holds_no_lock_over_the_network() {
+    let world = world().await;
+    let database = &home(&world).database;
+    let mut look = database.look().await;
+    let (mut waits, mut written) = (0, false);
+    for answers in 0.. {
+        let passage = Arc::new(Answers { left: AtomicUsize::new(usize::MAX), held: tokio::sync::Notify::new() });
+        let url = url_through(counting_passage(passage.clone()).await, database);
+        let url = with_parameter(&url, "pgbouncer=true");
+        let store = Arc::new(PostgresStore::open(PostgresOptions { url, ..database.options() }).await.unwrap());
+        store.write(vec![Write::Claim(world.claim_request(0))], world.now()).await.unwrap();
+        passage.left.store(answers, Ordering::Relaxed);
+        let message = vec![Write::Accept(Box::new(world.message(&format!("c-{answers}"))))];
+        let batch = store.write(message, world.now());
+        tokio::pin!(batch);
+        tokio::select! {
+            done = &mut batch => {
+                done.unwrap();
+                written = true;
+            }
+            () = passage.held.notified() => {
+                let idle = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'";
+                waits += count(&mut look, idle).await;
+                assert_eq!(count(&mut look, &format!("{idle} AND backend_xid IS NOT NULL")).await, 0, "after {answers} answers");
+            }
+        }
+        if written {
+            break;
+        }
+    }
+    // It was begun, its values were prepared and laid down: three answers that it might have waited for, and the last.
+    assert_eq!(waits, 3, "in how many places a transaction waited for its host");
 }
 
 #[tokio::test]
@@ -152,7 +235,7 @@ async fn r4_the_journal_waits_for_a_server_that_comes_back() {
     let open = passage().await;
     let url = url_through(free, &database);
     let store = PostgresStore::open(PostgresOptions { url, ..database.options() }).await.unwrap();
-    let asked = || store.rows_for_journal(store.query("SELECT 1"));
+    let asked = || store.rows_for_journal(Frame::Bare, store.query("SELECT 1"));
     asked().await.unwrap();
     open.abort();
     assert!(open.await.is_err_and(|ended| ended.is_cancelled()));
