@@ -275,7 +275,7 @@ impl Run<'_> {
         background.shutdown().await;
         let watch = watch.borrow();
         let mut record = desk.record.borrow_mut();
-        let judged = takeovers::undisturbed(&watch.takeovers, &record.disturbances, &pooled, TAKEOVER_WITHIN_MS);
+        let judged = takeovers::undisturbed(&watch, &record.disturbances, &pooled, TAKEOVER_WITHIN_MS);
         let latencies = takeovers::latencies(judged.iter().copied());
         // Where the machine itself stands still for a moment, one figure says nothing.
         let p95 = report::percentile(&latencies, 95.0);
@@ -291,6 +291,7 @@ impl Run<'_> {
         }
         let findings = Findings {
             takeovers: &watch.takeovers,
+            stalls: &watch.stalls,
             judged,
             stops_with_takeover: takeovers::stops_with_takeover(&watch.takeovers, &record.disturbances),
             lease_ttl_ms: LEASE_TTL_MS,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::record::{Record, Turn, Violation};
-use super::takeovers::{self, Takeover};
+use super::takeovers::{self, Stall, Takeover};
 
 /// Of the violations, so many are told with their histories.
 const HISTORIES_MAX: usize = 8;
@@ -15,6 +15,7 @@ const EVENTS_MAX: usize = 60;
 #[derive(Debug)]
 pub struct Findings<'a> {
     pub takeovers: &'a [Takeover],
+    pub stalls: &'a [Stall],
     /// Those that count against the bound.
     pub judged: Vec<&'a Takeover>,
     pub stops_with_takeover: usize,
@@ -71,6 +72,8 @@ pub fn summary(record: &Record, findings: &Findings<'_>) -> String {
     line("answers", statuses.join(", "));
     if findings.looks > 0 {
         line("looks at the markers", findings.looks.to_string());
+        let longest = findings.stalls.iter().map(|stall| stall.to - stall.from).max().unwrap_or(0);
+        line("times the disk let commits wait", format!("{}, longest {longest} ms", findings.stalls.len()));
         line("turns taken over", findings.takeovers.len().to_string());
         line("SIGSTOPs with a takeover", findings.stops_with_takeover.to_string());
         line("last turn taken over, after expiry", percentiles(findings.takeovers.iter()));

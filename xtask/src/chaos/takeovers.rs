@@ -2,6 +2,8 @@
 //!
 //! A marker whose holder has expired and that then has another holder, or is ready again, or gone, was taken over. What is measured begins at the expiry:
 //! the replica was lost at most one TTL before that.
+//!
+//! Commits that wait for a disk which stands still for a moment are seen in the same looks: no replica can take anything over meanwhile.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -25,11 +27,18 @@ struct Look {
     markers: Vec<(String, u32, String)>,
     /// replica, expires_at
     replicas: Vec<(String, i64)>,
+    /// Process and transaction of each commit that waits for the log to be on the disk.
+    flushing: Vec<(i32, String)>,
 }
 
 const LOOK: &str = "SELECT json_build_object('now', turnhouse_now(),
     'markers', (SELECT coalesce(json_agg(json_build_array(turn_id, epoch, holder)), '[]') FROM turn_markers WHERE state = 'running'),
-    'replicas', (SELECT coalesce(json_agg(json_build_array(replica_id, expires_at)), '[]') FROM replicas))";
+    'replicas', (SELECT coalesce(json_agg(json_build_array(replica_id, expires_at)), '[]') FROM replicas),
+    'flushing', (SELECT coalesce(json_agg(json_build_array(pid, backend_xid::text)), '[]') FROM pg_stat_activity
+                  WHERE backend_xid IS NOT NULL AND wait_event IN ('WALSync', 'WALWrite', 'WALInitSync', 'WALInitWrite')))";
+
+/// A commit that waits for the disk for so long stands for many.
+const STALL_MS: u64 = 200;
 
 /// A marker that went from a lost holder to whatever came next.
 #[derive(Debug, Clone)]
@@ -46,6 +55,13 @@ impl Takeover {
     }
 }
 
+/// For so long no commit came to the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stall {
+    pub from: At,
+    pub to: At,
+}
+
 /// What was seen so far. Pure but for its clock, which is the database's.
 #[derive(Debug, Default)]
 pub struct Watch {
@@ -54,7 +70,10 @@ pub struct Watch {
     held: HashMap<String, (u32, String)>,
     expires: HashMap<String, i64>,
     looked: i64,
+    /// Since when they have been seen to wait.
+    flushing: HashMap<(i32, String), At>,
     pub takeovers: Vec<Takeover>,
+    pub stalls: Vec<Stall>,
     pub looks: u64,
 }
 
@@ -65,6 +84,20 @@ impl Watch {
 
     fn look(&mut self, look: Look) {
         self.looks += 1;
+        let at = |time: i64| u64::try_from(time - self.began).unwrap_or(0);
+        let now = at(look.now);
+        let waits = look.flushing.into_iter();
+        let flushing: HashMap<(i32, String), At> =
+            waits.map(|waits| (waits.clone(), self.flushing.get(&waits).copied().unwrap_or(now))).collect();
+        if let Some(&from) = flushing.values().min()
+            && now - from >= STALL_MS
+        {
+            match self.stalls.last_mut().filter(|last| last.to >= from) {
+                Some(last) => last.to = now,
+                None => self.stalls.push(Stall { from, to: now }),
+            }
+        }
+        self.flushing = flushing;
         for (replica, expires) in &look.replicas {
             self.expires.insert(replica.clone(), *expires);
         }
@@ -77,8 +110,7 @@ impl Watch {
             // An end by its own holder comes before the expiry, as far as anybody can tell who looks this often.
             let Some(&expired) = self.expires.get(holder) else { continue };
             if expired < self.looked {
-                let at = |time: i64| u64::try_from(time - self.began).unwrap_or(0);
-                let (expired, taken) = (at(expired), at(look.now));
+                let (expired, taken) = (at(expired), now);
                 self.takeovers.push(Takeover { holder: holder.clone(), expired, taken });
             }
         }
@@ -111,9 +143,9 @@ pub async fn keep_looking(stage: Rc<Stage>, watch: Rc<RefCell<Watch>>) {
     }
 }
 
-/// Takeovers that a replica was there for: it, the database and its way to it were undisturbed from `before` the expiry to `after` it.
+/// Takeovers that a replica was there for: it, the database, its disk and the way to it were undisturbed from before the expiry to `within_ms` after it.
 pub fn undisturbed<'a>(
-    takeovers: &'a [Takeover],
+    Watch { takeovers, stalls, .. }: &'a Watch,
     disturbances: &[Disturbance],
     pooled: &[bool],
     within_ms: u64,
@@ -125,6 +157,7 @@ pub fn undisturbed<'a>(
     let there = |takeover: &&Takeover| {
         let (from, to) = (takeover.expired.saturating_sub(BEFORE_MS), takeover.expired + within_ms);
         quiet(Lane::Database, from, to)
+            && stalls.iter().all(|stall| stall.from > to || stall.to < from)
             && pooled.iter().enumerate().any(|(index, &pooled)| {
                 quiet(Lane::Replica(index), from, to) && (!pooled || quiet(Lane::Pooler, from, to))
             })
@@ -178,6 +211,7 @@ mod tests {
             now,
             markers: markers.iter().map(|(t, e, h)| (t.to_string(), *e, h.to_string())).collect(),
             replicas: replicas.iter().map(|(r, at)| (r.to_string(), *at)).collect(),
+            flushing: vec![],
         }
     }
 
@@ -196,15 +230,37 @@ mod tests {
     #[test]
     fn only_what_somebody_was_there_for_counts_against_the_bound() {
         let takeovers = vec![Takeover { holder: "a".into(), expired: 10_000, taken: 14_000 }];
+        let mut watch = Watch { takeovers, ..Watch::default() };
         let lost = |lane, from, to| Disturbance { lane, kind: "kill -9", what: String::new(), from, to };
         let one = [lost(Lane::Replica(0), 8_000, None)];
-        assert_eq!(undisturbed(&takeovers, &one, &[false, false], 1_000).len(), 1);
+        assert_eq!(undisturbed(&watch, &one, &[false, false], 1_000).len(), 1);
         let both = [lost(Lane::Replica(0), 8_000, None), lost(Lane::Replica(1), 9_000, Some(10_500))];
-        assert_eq!(undisturbed(&takeovers, &both, &[false, false], 1_000).len(), 0);
+        assert_eq!(undisturbed(&watch, &both, &[false, false], 1_000).len(), 0);
         let database = [lost(Lane::Database, 10_900, Some(12_000))];
-        assert_eq!(undisturbed(&takeovers, &database, &[false], 1_000).len(), 0);
+        assert_eq!(undisturbed(&watch, &database, &[false], 1_000).len(), 0);
         let pooler = [lost(Lane::Pooler, 10_900, Some(12_000))];
-        assert_eq!(undisturbed(&takeovers, &pooler, &[true], 1_000).len(), 0);
-        assert_eq!(undisturbed(&takeovers, &pooler, &[true, false], 1_000).len(), 1);
+        assert_eq!(undisturbed(&watch, &pooler, &[true], 1_000).len(), 0);
+        assert_eq!(undisturbed(&watch, &pooler, &[true, false], 1_000).len(), 1);
+        watch.stalls = vec![Stall { from: 10_900, to: 12_000 }];
+        assert_eq!(undisturbed(&watch, &one, &[false, false], 1_000).len(), 0);
+        watch.stalls = vec![Stall { from: 7_000, to: 8_000 }, Stall { from: 11_100, to: 12_000 }];
+        assert_eq!(undisturbed(&watch, &one, &[false, false], 1_000).len(), 1);
+    }
+
+    #[test]
+    fn a_commit_that_is_seen_to_wait_again_and_again_is_a_stall_of_the_disk() {
+        let mut watch = Watch::new(1_000);
+        let mut look = |now, flushing: &[(i32, &str)]| {
+            let flushing = flushing.iter().map(|(pid, xid)| (*pid, xid.to_string())).collect();
+            watch.look(Look { flushing, ..look(now, &[], &[]) });
+        };
+        // Many commits, each of which is through by the next look.
+        (0..5).for_each(|n| look(2_000 + n * 100, &[(7, &n.to_string())]));
+        look(3_000, &[(7, "50")]);
+        look(3_100, &[(7, "50"), (8, "51")]);
+        look(3_200, &[(7, "50"), (8, "51")]);
+        look(3_300, &[(8, "51")]);
+        look(3_400, &[]);
+        assert_eq!(watch.stalls, [Stall { from: 2_000, to: 2_300 }]);
     }
 }
