@@ -67,6 +67,15 @@ pub enum Unlent {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Place([u8; 32]);
 
+impl Place {
+    /// The place whose directory this is, if it is one's.
+    fn named(path: &Path) -> Option<Place> {
+        let mut hash = [0; 32];
+        hex::decode_to_slice(path.file_name()?.to_str()?, &mut hash).ok()?;
+        Some(Place(hash))
+    }
+}
+
 /// Whose a place is: from the disk, this is the way back to the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Owner {
@@ -186,14 +195,15 @@ impl PrivateDirs {
             tracing::warn!(%error, "private directories that nobody has could not be looked for");
             Vec::new()
         });
-        for place in places {
-            match blocking(move || owner_of(&place)).await {
-                Ok(Some(owner)) => {
-                    let taken = self.clone().take(owner.place()).await;
-                    self.settle(&owner, &taken).await;
-                }
+        for path in places {
+            // Taken before it is looked into: a turn may just be beginning it.
+            let Some(place) = Place::named(&path) else { continue };
+            let taken = self.clone().take(place).await;
+            match blocking(move || begun_by(&path)).await {
+                Ok(Some(owner)) if owner.place() == place => self.settle(&owner, &taken).await,
                 Ok(None) => {}
                 // Perhaps somebody's: it stays.
+                Ok(Some(_)) => tracing::warn!("a private directory is not where its owner's belongs; it is kept"),
                 Err(error) => tracing::warn!(%error, "it is not known whose a private directory is; it is kept"),
             }
         }
@@ -348,16 +358,22 @@ fn own(place: &Path, owner: &Owner) -> io::Result<()> {
     fs::File::open(place)?.sync_all()
 }
 
-/// `None`: nothing was begun there yet, and it is removed.
+/// `None`: nothing was begun there yet.
 fn owner_of(place: &Path) -> io::Result<Option<Owner>> {
     match fs::read(place.join(OWNER)) {
         Ok(json) => Ok(Some(serde_json::from_slice(&json)?)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && generations(place)?.is_empty() => {
-            tree::remove(place)?;
-            Ok(None)
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound && generations(place)?.is_empty() => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// The same of a place that is taken: where nothing was begun, it is removed.
+fn begun_by(place: &Path) -> io::Result<Option<Owner>> {
+    let owner = owner_of(place)?;
+    if owner.is_none() {
+        tree::remove(place)?;
+    }
+    Ok(owner)
 }
 
 /// The names of a place's generations.
@@ -379,6 +395,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::sqlite::{SqliteOptions, SqliteStore};
 
     fn owner(org: &str, agent: &str, conversation: &str) -> Owner {
         Owner {
@@ -410,11 +427,30 @@ mod tests {
         assert_eq!(owner_of(&place).unwrap(), Some(owner("acme", "notes", "c1")));
         make(&empty).unwrap();
         assert_eq!(owner_of(&empty).unwrap(), None);
+        assert!(empty.exists(), "whoever only asks removes nothing");
+        assert_eq!(begun_by(&empty).unwrap(), None);
         assert!(!empty.exists());
         // Somebody's, perhaps: a generation whose owner cannot be read is not removed.
         fs::write(place.join(OWNER), "{").unwrap();
         make(&place.join("generation")).unwrap();
-        assert!(owner_of(&place).is_err());
+        assert!(begun_by(&place).is_err());
         assert!(place.join("generation").exists());
+    }
+
+    #[tokio::test]
+    async fn a_sweep_waits_for_the_turn_that_begins_a_place() {
+        let home = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(SqliteOptions::new(home.path().join("data"))).await.unwrap();
+        let dirs = PrivateDirs::open(home.path(), &Limits::default(), Arc::new(store)).unwrap();
+        let place = owner("acme", "notes", "c1").place();
+        let path = dirs.path(place);
+        let taken = dirs.clone().take(place).await;
+        make(&path).unwrap();
+        let sweep = tokio::spawn(dirs.clone().sweep());
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        assert!(path.exists(), "it was just being begun");
+        drop(taken);
+        sweep.await.unwrap();
+        assert!(!path.exists(), "nobody went on");
     }
 }
