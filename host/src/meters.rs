@@ -46,7 +46,7 @@ impl Meters {
         self.rest.get_or_init(|| Series::of(THE_REST, THE_REST)).add(usage);
     }
 
-    /// A message was over a limit of its org, or of its agent.
+    /// A message, or a new conversation, was over a limit of its org or of its agent.
     pub fn refused(&self, org: &OrgId, (of, limit): (LimitOf, LimitName)) {
         if self.refused.len() < TOLD_APART {
             self.refused.insert(org.clone());

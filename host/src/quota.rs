@@ -213,6 +213,11 @@ impl Meters {
             let wait_ms = Some(window_end(now).since_ms(now));
             return Some(Exceeded { of: LimitOf::Org, limit: LimitName::CpuMsPerHour, max: cpu_max, wait_ms });
         }
+        self.no_room(quota, now)
+    }
+
+    /// The same of what only stores something and runs nothing: a conversation that is made before its first message.
+    pub fn no_room(&self, quota: &Quota, now: Timestamp) -> Option<Exceeded> {
         if quota.storage_bytes_max > 0 && self.storage_bytes >= quota.storage_bytes_max {
             let (limit, max) = (LimitName::StorageBytesMax, quota.storage_bytes_max as f64);
             return Some(Exceeded { of: LimitOf::Org, limit, max, wait_ms: Some(FULL_MEASURED_EVERY_MS) });

@@ -160,7 +160,7 @@ pub trait Store: Send + Sync + 'static {
     }
 
     // -- conversations
-    /// Makes a conversation, or finds it: `true` when it is new. It may be another member's.
+    /// Makes a conversation, or finds it. One that is made counts against its org's rate and room as a message does.
     async fn open_conversation(
         &self,
         org: &OrgId,
@@ -168,7 +168,7 @@ pub trait Store: Send + Sync + 'static {
         conversation: &ConversationId,
         user: &UserId,
         now: Timestamp,
-    ) -> Result<(Owned<ConversationRecord>, bool)>;
+    ) -> Result<Opening>;
     /// One conversation.
     async fn conversation(
         &self,

@@ -94,7 +94,7 @@ metrics! {
     "turnhouse_gate_refusals_total", describe_counter, Count, "Envelopes that the gate refused, by `reason`.";
     "turnhouse_private_dir_refusals_total", describe_counter, Count, "File operations of workers that were over their quota, by `limit`: bytes, files.";
     "turnhouse_journal_batch_writes", describe_histogram, Count, "Writes that one transaction of the journal took.";
-    "turnhouse_limit_refusals_total", describe_counter, Count, "Messages that were over a limit of their org, by org and limit.";
+    "turnhouse_limit_refusals_total", describe_counter, Count, "Messages and new conversations that were over a limit of their org, by org and limit.";
     "turnhouse_accept_held_seconds", describe_histogram, Seconds, "How long messages of an org waited for others of the same org, where they did: several orgs send, and this one more than its share.";
     "turnhouse_store_lock_wait_seconds", describe_histogram, Seconds, "How long batches waited for other hosts' batches, where they did (PostgreSQL).";
     "turnhouse_vacuums_total", describe_counter, Count, "How often this host vacuumed the table of live turns (PostgreSQL).";

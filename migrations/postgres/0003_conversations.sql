@@ -10,20 +10,47 @@ CREATE TABLE schema_compat (
 INSERT INTO schema_compat (oldest_supported) VALUES (3);
 
 -- Makes a conversation; false: it is there. One that was deleted begins again: another owner, the root that the deletion gave it, places go on.
-CREATE FUNCTION open_conversation(p_now bigint, p_org text, p_agent text, p_conversation text, p_user text, p_generation uuid)
-RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE FUNCTION open_conversation(p_now bigint, p_org text, p_agent text, p_conversation text, p_user text, p_generation uuid,
+                                  p_rate float8, p_burst int, p_storage_max bigint,
+                                  OUT made boolean, OUT refusal text, OUT limit_max float8, OUT wait_ms bigint)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+  l org_load;
+  v_now bigint; v_rate float8; v_burst float8; v_have float8;
 BEGIN
-  PERFORM 1 FROM org_load WHERE org_id = p_org FOR NO KEY UPDATE;
+  SELECT g.* INTO l FROM org_load g WHERE g.org_id = p_org FOR NO KEY UPDATE;
+  v_now := coalesce(p_now, turnhouse_now());
+  made := false;
   PERFORM 1 FROM conversations
     WHERE org_id = p_org AND agent_id = p_agent AND conversation_id = p_conversation AND deleted_at IS NULL;
   IF FOUND THEN
-    RETURN false;
+    RETURN;
+  END IF;
+  -- As for a message (write_batch), but for what runs nothing.
+  limit_max := coalesce(l.storage_bytes_max, p_storage_max);
+  IF limit_max > 0 AND l.storage_bytes >= limit_max THEN
+    refusal := 'storage_bytes_max';
+    wait_ms := 60000;
+    RETURN;
+  END IF;
+  v_rate := coalesce(l.submits_per_second, p_rate);
+  IF v_rate > 0 THEN
+    v_burst := greatest(1, coalesce(nullif(coalesce(l.submit_burst, p_burst), 0), ceil(v_rate)));
+    v_have := least(v_burst, coalesce(l.tokens + greatest(0, v_now - l.tokens_at)::float8 * v_rate / 1000, v_burst));
+    IF v_have < 1 THEN
+      refusal := 'submits_per_second';
+      limit_max := v_rate;
+      wait_ms := least(1e15, ceil((1 - v_have) * 1000 / v_rate));
+      RETURN;
+    END IF;
+    UPDATE org_load SET tokens = v_have - 1, tokens_at = v_now WHERE org_id = p_org;
   END IF;
   INSERT INTO conversations (org_id, agent_id, conversation_id, user_id, created_at, next_seq, generation, head_run)
-  VALUES (p_org, p_agent, p_conversation, p_user, coalesce(p_now, turnhouse_now()), 1, p_generation, p_generation)
+  VALUES (p_org, p_agent, p_conversation, p_user, v_now, 1, p_generation, p_generation)
   ON CONFLICT (org_id, agent_id, conversation_id) DO UPDATE
      SET user_id = excluded.user_id, created_at = excluded.created_at, deleted_at = NULL;
-  RETURN true;
+  made := true;
 END $$;
 
 -- Ends a conversation's live turns and deletes all that it had, if it is there and is p_whose; null: whosever it is. Its row stays, with another root: what was

@@ -23,9 +23,9 @@ use turnhouse::notes::NotesChange;
 use turnhouse::quota::{LimitsChange, OwnLimits};
 use turnhouse::store::{
     AgentUse, Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, Hint, KeyRecord,
-    LiveCounts, Member, Membership, OrgRecord, OrgUse, Page, Progress, Provisioned, PutAgent, PutAttachment, PutMember,
-    PutWorker, RemoveMember, Result, Retained, Retention, SnapshotPlace, SnapshotRecord, Starter, Store, StoreError,
-    StoreStatus, SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
+    LiveCounts, Member, Membership, Opening, OrgRecord, OrgUse, Page, Progress, Provisioned, PutAgent, PutAttachment,
+    PutMember, PutWorker, RemoveMember, Result, Retained, Retention, SnapshotPlace, SnapshotRecord, Starter, Store,
+    StoreError, StoreStatus, SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
 };
 use turnhouse::turn::Usage;
 use uuid::Uuid;
@@ -248,7 +248,7 @@ impl Store for Faulty {
         conversation: &ConversationId,
         user: &UserId,
         now: Timestamp,
-    ) -> Result<(Owned<ConversationRecord>, bool)> {
+    ) -> Result<Opening> {
         self.through(Call::Read, self.store.open_conversation(org, agent, conversation, user, self.now(now))).await
     }
 

@@ -20,7 +20,7 @@ use crate::audit::{Act, Verb};
 use crate::caller::Caller;
 use crate::ids::{AgentId, ConversationId};
 use crate::notes::NotesChange;
-use crate::store::{ConversationRecord, Direction, Page, TurnRecord};
+use crate::store::{ConversationRecord, Direction, Opening, Page, TurnRecord};
 
 /// What names a conversation is small: sixteen values of at most 512 characters, each of up to six bytes as JSON may write it.
 const NOTES_BODY_BYTES_MAX: usize = 128 * 1024;
@@ -52,7 +52,7 @@ struct NewConversation {
 
 /// Begin a conversation
 ///
-/// Not needed before a first message, which begins its conversation itself.
+/// Not needed before a first message, which begins its conversation itself. One that is new counts against the org's rate and room as a message does.
 #[utoipa::path(post, path = "/v1/conversations", tag = "conversations", request_body = NewConversation,
     responses((status = 201, description = "It is new", body = ConversationView), (status = 200, description = "It existed, and is the caller's", body = ConversationView)))]
 async fn create_conversation(
@@ -87,8 +87,15 @@ async fn create_conversation(
         }
     };
     let now = gateway.host.clock.now();
-    let (opened, new) =
-        gateway.host.store.open_conversation(&caller.org, &agent, &conversation, &caller.user, now).await?;
+    let opening = gateway.host.store.open_conversation(&caller.org, &agent, &conversation, &caller.user, now).await?;
+    let (opened, new) = match opening {
+        Opening::Made(made) => (made, true),
+        Opening::Found(found) => (found, false),
+        Opening::Refused(exceeded) => {
+            gateway.host.dispatch.meters.refused(&caller.org, (exceeded.of, exceeded.limit));
+            return Err(exceeded.into());
+        }
+    };
     let record = opened.open(&caller).ok_or_else(|| Problem::not_found("conversation"))?;
     let view = ConversationView::from(record);
     let response = json(if new { StatusCode::CREATED } else { StatusCode::OK }, &view)?;

@@ -89,6 +89,7 @@ macro_rules! rules {
             ]
             limits: [
                 o3_an_orgs_messages_come_at_its_rate, o3_a_rate_is_one_for_a_batch_and_what_joins_counts, o3_what_was_accepted_before_costs_nothing,
+                o3_a_conversation_that_is_made_counts_as_a_message,
                 o3_an_orgs_own_bound_holds_for_claims_and_fused_starts, o3_an_orgs_own_queue_is_bounded, o3_processor_time_is_bounded_by_the_hour,
                 o3_processor_time_counts_however_a_turn_ends,
                 o3_a_limit_is_its_orgs_own_and_written_down, what_is_used_is_told,

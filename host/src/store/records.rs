@@ -6,14 +6,25 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::agent::Agent;
-use crate::caller::Scopes;
+use crate::caller::{Owned, Scopes};
 use crate::clock::Timestamp;
 use crate::event::Event;
 use crate::gate::GateRefusal;
 use crate::ids::{AgentId, ConversationId, OrgId, RunId, TurnId, UserId, WorkerName};
 use crate::lease::Epoch;
-use crate::quota::{Meters, OwnLimits};
+use crate::quota::{Exceeded, Meters, OwnLimits};
 use crate::turn::{CancelledBy, Failure, TurnState, Usage};
+
+/// What became of a conversation that was asked for by its id.
+#[derive(Debug)]
+pub enum Opening {
+    /// It is new.
+    Made(Owned<ConversationRecord>),
+    /// It was there, perhaps as another member's.
+    Found(Owned<ConversationRecord>),
+    /// It is not there, and its org may make none now.
+    Refused(Exceeded),
+}
 
 /// A turn as it stands.
 #[derive(Debug, Clone)]

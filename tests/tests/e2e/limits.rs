@@ -36,7 +36,12 @@ async fn o3_messages_over_an_orgs_rate_are_told_when_to_come_back() {
     assert_eq!(status, StatusCode::ACCEPTED);
     assert_eq!(ann.say("echo", "c-1", "hi").await.completed().await, "hi");
     let envelope = json!({ "agent": "echo", "message": { "text": "hi" }, "conversation": "c-2", "org": "acme" });
-    for (path, body) in [(Client::turns("echo", "c-3"), message.clone()), ("/v1/ingest".to_owned(), envelope)] {
+    let conversation = json!({ "agent": "echo", "conversation": "c-3" });
+    for (path, body) in [
+        (Client::turns("echo", "c-3"), message.clone()),
+        ("/v1/ingest".to_owned(), envelope),
+        ("/v1/conversations".to_owned(), conversation),
+    ] {
         let (after, problem) = refused(&ann, &path, body).await;
         assert_eq!((&problem["code"], &problem["limit"]), (&json!("rate_limited"), &json!("submits_per_second")));
         assert_eq!(problem["limit_value"], 0.01);

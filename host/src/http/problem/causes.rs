@@ -158,7 +158,9 @@ impl From<Exceeded> for Problem {
             _ => (
                 Code::RateLimited,
                 match of {
-                    LimitOf::Org => format!("more messages than {max} a second come from this org"),
+                    LimitOf::Org => {
+                        format!("more messages and new conversations than {max} a second come from this org")
+                    }
                     LimitOf::Agent => format!("more messages than {max} a second come to this agent"),
                 },
             ),

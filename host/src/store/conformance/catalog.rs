@@ -277,10 +277,9 @@ pub(in crate::store) async fn conversations_are_opened_once(world: &World) {
         let by = user(by);
         world.store.open_conversation(&org("acme"), &agent(), &conversation("c"), &by, world.now()).await.unwrap()
     };
-    let (first, made) = open("ann").await;
-    assert!(made && first.for_host().snapshot_run.is_none());
-    let (again, made) = open("bob").await;
-    assert!(!made);
+    let Opening::Made(first) = open("ann").await else { panic!("there was none") };
+    assert!(first.for_host().snapshot_run.is_none());
+    let Opening::Found(again) = open("bob").await else { panic!("there is one") };
     assert_eq!(again.for_host().user, user("ann"));
     assert_eq!(world.submit_and_start(world.message("c")).await.seq, Some(1));
     world
@@ -288,8 +287,7 @@ pub(in crate::store) async fn conversations_are_opened_once(world: &World) {
         .delete_conversation(&org("acme"), &agent(), &conversation("c"), None, world.now(), &by())
         .await
         .unwrap();
-    let (reborn, made) = open("bob").await;
-    assert!(made);
+    let Opening::Made(reborn) = open("bob").await else { panic!("it was deleted") };
     assert_eq!(reborn.for_host().user, user("bob"));
 }
 

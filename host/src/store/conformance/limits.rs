@@ -82,6 +82,39 @@ pub(in crate::store) async fn o3_a_rate_is_one_for_a_batch_and_what_joins_counts
     assert_eq!(refusal(world, world.message("f")).await, too_fast(1.0, 1_000), "what joined took a token");
 }
 
+pub(in crate::store) async fn o3_a_conversation_that_is_made_counts_as_a_message(world: &World) {
+    limit(world, "acme", rate(2.0, 2)).await;
+    let open = async |of: &str, id: &str| {
+        let (of, id) = (org(of), conversation(id));
+        world.store.open_conversation(&of, &agent(), &id, &user("ann"), world.now()).await.unwrap()
+    };
+    let refused = |opening: Opening| match opening {
+        Opening::Refused(exceeded) => Refusal::Exceeded(exceeded),
+        other => panic!("not refused: {other:?}"),
+    };
+    assert!(matches!(open("acme", "a").await, Opening::Made(_)));
+    world.submit(world.message("b")).await;
+    assert_eq!(refused(open("acme", "c").await), too_fast(2.0, 500), "the message took the other token");
+    assert_eq!(refusal(world, world.message("a")).await, too_fast(2.0, 500), "it is one bucket");
+    assert!(world.store.conversation(&org("acme"), &agent(), &conversation("c")).await.unwrap().is_none());
+    for _ in 0..3 {
+        assert!(matches!(open("acme", "a").await, Opening::Found(_)), "what is there costs nothing");
+    }
+    assert!(matches!(open("zeta", "c").await, Opening::Made(_)), "nobody else waits");
+    world.advance_ms(500);
+    assert!(matches!(open("acme", "c").await, Opening::Made(_)));
+    assert_eq!(refused(open("acme", "d").await), too_fast(2.0, 500));
+    // Nor where the org has stored what it may.
+    let full =
+        LimitsChange { submits_per_second: Some(None), storage_bytes_max: Some(Some(1)), ..LimitsChange::default() };
+    limit(world, "acme", full).await;
+    while world.store.measure_storage(world.now()).await.unwrap().is_some() {}
+    let Refusal::Exceeded(exceeded) = refused(open("acme", "d").await) else { unreachable!() };
+    assert_eq!((exceeded.limit, exceeded.max), (LimitName::StorageBytesMax, 1.0));
+    assert!(exceeded.wait_ms.is_some_and(|wait| wait > 0));
+    assert!(matches!(open("acme", "a").await, Opening::Found(_)));
+}
+
 pub(in crate::store) async fn o3_what_was_accepted_before_costs_nothing(world: &World) {
     limit(world, "acme", rate(1.0, 2)).await;
     let keyed = Accept { key: Some(("k".to_owned(), [1; 32])), ..world.message("c") };

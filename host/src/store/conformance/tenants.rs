@@ -42,12 +42,12 @@ pub(in crate::store) async fn o2_anothers_conversation_is_not_found(world: &Worl
         assert!(matches!(refused, AcceptResult::Refused(Refusal::NotFound)), "ownership comes before key and busy");
     }
     assert_eq!(world.state(keyed.turn).await, TurnState::Queued);
-    let (found, made) = world
+    let opened = world
         .store
         .open_conversation(&org("acme"), &agent(), &conversation("c"), &user("bob"), world.now())
         .await
         .unwrap();
-    assert!(!made);
+    let Opening::Found(found) = opened else { panic!("it is there") };
     let bob = Caller { org: org("acme"), user: user("bob"), scopes: Scopes::TURNS, credential: "key:1".into() };
     assert!(found.open(&bob).is_none());
     let mine = world.store.conversations(&org("acme"), &agent(), Some(&user("bob")), None, 10).await.unwrap();

@@ -9,11 +9,13 @@ use uuid::Uuid;
 use super::PostgresStore;
 use super::audit::said;
 use super::reads::{id, one_more, page};
+use super::writer::{bigint, exceeded};
 use crate::audit::{Act, Actor, Verb};
 use crate::caller::Owned;
 use crate::clock::Timestamp;
 use crate::ids::{AgentId, ConversationId, OrgId, RunId, TurnId, UserId};
 use crate::notes::NotesChange;
+use crate::quota::{Exceeded, LimitName};
 use crate::store::{ConversationRecord, Ended, Page, Result, StoreError};
 use crate::turn::{CancelledBy, Outcome};
 
@@ -34,7 +36,7 @@ SELECT c.agent_id, c.conversation_id, c.user_id, c.created_at, c.head_run, c.gen
   FROM conversations c LEFT JOIN conversation_notes n ON n.org_id = c.org_id AND n.agent_id = c.agent_id AND n.conversation_id = c.conversation_id
  WHERE c.org_id = $1 AND c.agent_id = $2 AND c.user_id = $5 AND c.conversation_id > $3 AND c.deleted_at IS NULL ORDER BY c.conversation_id LIMIT $4";
     OPEN = "-- open
-SELECT open_conversation($1::bigint, $2, $3, $4, $5, $6)";
+SELECT made, refusal, limit_max, wait_ms FROM open_conversation($1::bigint, $2, $3, $4, $5, $6, $7::float8, $8::int, $9::bigint)";
     /// $1 the time, $6 and on what is said of it, $13 whose it must be.
     DELETE = "-- delete
 WITH gone AS MATERIALIZED (SELECT turn, was, accepted, ended FROM delete_conversation_and_notes($1::bigint, $2, $3, $4, $13, $5)),
@@ -95,6 +97,7 @@ impl PostgresStore {
     }
 
     /// `true`: it did not exist.
+    /// Whether it is new, or the limit that keeps it from being made.
     pub(super) async fn write_conversation(
         &self,
         org: &OrgId,
@@ -102,7 +105,7 @@ impl PostgresStore {
         conversation: &ConversationId,
         user: &UserId,
         now: Timestamp,
-    ) -> Result<bool> {
+    ) -> Result<std::result::Result<bool, Exceeded>> {
         let asked = self
             .query(OPEN)
             .bind(self.clock.of(now))
@@ -110,8 +113,17 @@ impl PostgresStore {
             .bind(agent.as_str())
             .bind(conversation.as_str())
             .bind(user.as_str())
-            .bind(Uuid::now_v7());
-        Ok(self.call_one_of(org, asked).await?.try_get(0)?)
+            .bind(Uuid::now_v7())
+            .bind(self.quota.submits_per_second)
+            .bind(i32::try_from(self.quota.submit_burst).unwrap_or(i32::MAX))
+            .bind(bigint(self.quota.storage_bytes_max));
+        let row = self.call_one_of(org, asked).await?;
+        let Some(refusal) = row.try_get::<Option<&str>, _>("refusal")? else {
+            return Ok(Ok(row.try_get("made")?));
+        };
+        let limit = LimitName::ALL.iter().copied().find(|limit| limit.as_str() == refusal);
+        let limit = limit.ok_or_else(|| StoreError::Corrupt(format!("{refusal:?} is no limit")))?;
+        Ok(Err(exceeded(limit, &row)?))
     }
 
     pub(super) async fn write_deletion(

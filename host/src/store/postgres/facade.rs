@@ -20,9 +20,9 @@ use crate::notes::NotesChange;
 use crate::quota::{LimitsChange, OwnLimits};
 use crate::store::{
     AgentUse, Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, Hint, KeyRecord,
-    LiveCounts, Member, Membership, OrgRecord, OrgUse, Page, Progress, Provisioned, PutAgent, PutAttachment, PutMember,
-    PutWorker, RemoveMember, Result, Retained, Retention, SnapshotPlace, SnapshotRecord, Starter, Store, StoreStatus,
-    SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
+    LiveCounts, Member, Membership, Opening, OrgRecord, OrgUse, Page, Progress, Provisioned, PutAgent, PutAttachment,
+    PutMember, PutWorker, RemoveMember, Result, Retained, Retention, SnapshotPlace, SnapshotRecord, Starter, Store,
+    StoreStatus, SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
 };
 use crate::turn::Usage;
 
@@ -151,15 +151,18 @@ impl Store for PostgresStore {
         conversation: &ConversationId,
         user: &UserId,
         now: Timestamp,
-    ) -> Result<(Owned<ConversationRecord>, bool)> {
+    ) -> Result<Opening> {
         loop {
-            let made = match self.read_conversation(org, agent, conversation).await? {
-                Some(found) => return Ok((found, false)),
-                None => self.write_conversation(org, agent, conversation, user, now).await?,
+            if let Some(found) = self.read_conversation(org, agent, conversation).await? {
+                return Ok(Opening::Found(found));
+            }
+            let made = match self.write_conversation(org, agent, conversation, user, now).await? {
+                Ok(made) => made,
+                Err(exceeded) => return Ok(Opening::Refused(exceeded)),
             };
             // Deleted between the two: begin it again.
             if let Some(found) = self.read_conversation(org, agent, conversation).await? {
-                return Ok((found, made));
+                return Ok(if made { Opening::Made(found) } else { Opening::Found(found) });
             }
         }
     }

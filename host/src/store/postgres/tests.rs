@@ -16,7 +16,9 @@ use super::open::without_pooler;
 use super::*;
 use crate::ids::ReplicaId;
 use crate::store::conformance::{World, agent, by, conversation, org, user};
-use crate::store::{Accept, AcceptResult, ClaimRequest, CommitResult, PutAgent, Store, StoreError, Write, Written};
+use crate::store::{
+    Accept, AcceptResult, ClaimRequest, CommitResult, Opening, PutAgent, Store, StoreError, Write, Written,
+};
 
 mod home;
 mod isolation;
@@ -384,8 +386,8 @@ async fn r3_the_time_is_the_databases() {
         let made = store.orgs().await.unwrap().into_iter().find(|found| found.id == org(&id)).unwrap().created_at;
         assert!((made.0 - real.0).abs() < 60_000, "{made:?}");
         let conversation = conversation("c");
-        let (opened, _) =
-            store.open_conversation(&org(&id), &agent(), &conversation, &user("a"), skewed).await.unwrap();
+        let opened = store.open_conversation(&org(&id), &agent(), &conversation, &user("a"), skewed).await.unwrap();
+        let Opening::Made(opened) = opened else { panic!("there was none") };
         assert!((opened.for_host().created_at.0 - real.0).abs() < 60_000);
     }
 }

@@ -8,6 +8,7 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 
+pub(super) use self::answers::exceeded;
 use self::answers::{answer, odd};
 use self::items::{Bodies, describe};
 use super::ask::Frame;
@@ -192,7 +193,7 @@ fn is_an_items(error: &sqlx::Error) -> bool {
     }
 }
 
-fn bigint(of: impl TryInto<i64>) -> i64 {
+pub(super) fn bigint(of: impl TryInto<i64>) -> i64 {
     of.try_into().unwrap_or(i64::MAX)
 }
 

@@ -15,6 +15,7 @@ use crate::caller::Owned;
 use crate::clock::Timestamp;
 use crate::ids::{AgentId, ConversationId, OrgId, RunId, TurnId, UserId};
 use crate::notes::NotesChange;
+use crate::quota::Exceeded;
 use crate::store::{ConversationRecord, Ended, Page, Result, StoreError};
 use crate::turn::{CancelledBy, Outcome};
 
@@ -172,21 +173,26 @@ pub(super) fn record(row: &SqliteRow) -> Result<ConversationRecord> {
 
 impl Tx<'_> {
     /// `true`: it did not exist.
+    /// Whether it is new, or the limit that keeps it from being made.
     pub(super) fn open_conversation(
         &mut self,
         org: &OrgId,
         agent: &AgentId,
         conversation: &ConversationId,
         user: &UserId,
-    ) -> Tried<bool> {
+    ) -> Tried<std::result::Result<bool, Exceeded>> {
         let lane = self.lane(org, agent, conversation)?;
         if lane.as_ref().is_some_and(|lane| !lane.deleted) {
-            return Ok(false);
+            return Ok(Ok(false));
         }
+        if let Some(exceeded) = self.no_room(org)? {
+            return Ok(Err(exceeded));
+        }
+        self.take_token(org)?;
         let generation = lane.as_ref().map_or_else(Uuid::now_v7, |lane| lane.generation);
         let next_seq = lane.map_or(1, |lane| lane.next_seq);
         self.begin_lane(org, agent, conversation, user.as_str(), next_seq, generation)?;
-        Ok(true)
+        Ok(Ok(true))
     }
 
     pub(super) fn delete_conversation(

@@ -21,8 +21,8 @@ use crate::notes::NotesChange;
 use crate::quota::{LimitsChange, OwnLimits};
 use crate::store::{
     AgentUse, Among, ConversationRecord, Deleted, Direction, Ended, Erased, EventPage, Finding, KeyRecord, LiveCounts,
-    Member, Membership, OrgRecord, OrgUse, Page, Progress, Provisioned, PutAgent, PutAttachment, PutMember, PutWorker,
-    RemoveMember, Result, Retained, Retention, SnapshotPlace, SnapshotRecord, Starter, Store, StoreStatus,
+    Member, Membership, Opening, OrgRecord, OrgUse, Page, Progress, Provisioned, PutAgent, PutAttachment, PutMember,
+    PutWorker, RemoveMember, Result, Retained, Retention, SnapshotPlace, SnapshotRecord, Starter, Store, StoreStatus,
     SweepFindings, TicketKey, TurnRecord, WorkerVersion, Write, Written,
 };
 use crate::turn::Usage;
@@ -156,11 +156,16 @@ impl Store for SqliteStore {
         conversation: &ConversationId,
         user: &UserId,
         now: Timestamp,
-    ) -> Result<(Owned<ConversationRecord>, bool)> {
+    ) -> Result<Opening> {
         let ids = (org.clone(), agent.clone(), conversation.clone(), user.clone());
         let made = self.write_with(now, move |tx| tx.open_conversation(&ids.0, &ids.1, &ids.2, &ids.3)).await?;
+        let made = match made {
+            Ok(made) => made,
+            Err(exceeded) => return Ok(Opening::Refused(exceeded)),
+        };
         match self.read_conversation(org, agent, conversation).await? {
-            Some(found) => Ok((found, made)),
+            Some(found) if made => Ok(Opening::Made(found)),
+            Some(found) => Ok(Opening::Found(found)),
             // Deleted between the two: begin it again.
             None => Box::pin(self.open_conversation(org, agent, conversation, user, now)).await,
         }

@@ -12,7 +12,7 @@ use super::writer::{Tried, Tx};
 use crate::audit::{Act, Actor};
 use crate::clock::Timestamp;
 use crate::ids::{AgentId, OrgId, TurnId};
-use crate::quota::{FULL_MEASURED_EVERY_MS, LimitsChange, MEASURED_EVERY_MS, Meters, OwnLimits, TURN_BYTES};
+use crate::quota::{Exceeded, FULL_MEASURED_EVERY_MS, LimitsChange, MEASURED_EVERY_MS, Meters, OwnLimits, TURN_BYTES};
 use crate::store::{LiveCounts, OrgUse, Result};
 use crate::turn::Usage;
 
@@ -151,7 +151,13 @@ impl Tx<'_> {
         Ok(running < self.limited(org)?.own.running_max.map_or(running_max, |max| max as usize))
     }
 
-    /// A message of the org has come in.
+    /// The limit that keeps the org from storing more.
+    pub(super) fn no_room(&self, org: &OrgId) -> Tried<Option<Exceeded>> {
+        let limited = self.limited(org)?;
+        Ok(limited.meters.no_room(&self.quota.narrowed(&limited.own), self.now))
+    }
+
+    /// A message of the org has come in, or something that counts as one.
     pub(super) fn take_token(&self, org: &OrgId) -> Tried<()> {
         let mut limited = self.limited(org)?;
         let quota = self.quota.narrowed(&limited.own);

@@ -111,7 +111,10 @@ async fn tried(world: &World, ended: crate::ids::TurnId, method: &str) -> Result
         "turn" => store.turn(of, ended).await?.is_some(),
         "events" => store.events(of, ended, None, 1_000).await?.is_some_and(|page| !page.events.is_empty()),
         "turns" => !store.turns(of, at.0, at.1, None, Direction::Forward, true, 9).await?.items.is_empty(),
-        "open_conversation" => store.open_conversation(of, at.0, &conversation("new"), &user("ann"), now).await?.1,
+        "open_conversation" => {
+            let opened = store.open_conversation(of, at.0, &conversation("new"), &user("ann"), now).await?;
+            matches!(opened, Opening::Made(_))
+        }
         "conversation" => store.conversation(of, at.0, at.1).await?.is_some(),
         "generation" => store.generation(of, at.0, at.1).await?.is_some(),
         "conversations" => !store.conversations(of, at.0, None, None, 9).await?.items.is_empty(),

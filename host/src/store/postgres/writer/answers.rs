@@ -101,7 +101,8 @@ fn refusal(row: &PgRow) -> Result<Refusal, sqlx::Error> {
     })
 }
 
-fn exceeded(limit: LimitName, row: &PgRow) -> Result<Exceeded, sqlx::Error> {
+/// A limit of an org, as a row says that it is reached.
+pub(in crate::store::postgres) fn exceeded(limit: LimitName, row: &PgRow) -> Result<Exceeded, sqlx::Error> {
     let wait_ms: Option<i64> = row.try_get("wait_ms")?;
     Ok(Exceeded { of: LimitOf::Org, limit, max: row.try_get("limit_max")?, wait_ms: wait_ms.map(i64::unsigned_abs) })
 }
