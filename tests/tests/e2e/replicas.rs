@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use reqwest::StatusCode;
 use serde_json::json;
 use turnhouse::event::EventBatch;
-use turnhouse::store::{Append, Fenced, Write, Written};
+use turnhouse::store::{Append, Fenced};
 use turnhouse_tests::{Client, TestHost, Turn, on_postgres};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -50,8 +50,9 @@ async fn r1_a_turn_whose_effect_has_begun_is_not_given_back_by_a_drain() {
     let leases = host.host.store.running_turns(host.host.dispatch.replica()).await.expect("the store answers");
     let lease = leases.into_iter().find(|lease| lease.turn.to_string() == running.id).expect("it runs here");
     let begins = Append { lease, batch: EventBatch { first_seq: 1_000, events: Vec::new() } };
-    let written = host.host.store.write(vec![Write::BeginEffect(begins)], host.host.clock.now()).await;
-    assert!(matches!(written.as_deref(), Ok([Written::Append(Fenced::Done)])), "{written:?}");
+    // By the journal, as its worker's call would: the journal's connection is no other thread's.
+    let begun = host.host.dispatch.journal.begin_effect(begins).await;
+    assert!(matches!(begun, Ok(Fenced::Done)), "{begun:?}");
     let host = host.restart_after(|_, tables| {
         assert_eq!(tables.count("SELECT count(*) FROM turn_markers"), 1, "the other turn was given back");
     });
