@@ -31,6 +31,7 @@ macro_rules! statements {
         pub(super) const STATEMENTS: &[(&str, &str)] = &[$((stringify!($name), $name)),*];
     };
 }
+mod changes;
 mod members;
 mod records;
 mod status;
@@ -42,6 +43,7 @@ pub mod sqlite;
 #[cfg(test)]
 mod conformance;
 
+pub use changes::*;
 pub use members::{Member, MemberRefusal, Membership, PutMember, RemoveMember};
 pub use records::*;
 pub use status::{Finding, Health, Hint, Progress, ReplicaStatus, StoreStatus};
