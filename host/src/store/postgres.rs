@@ -17,7 +17,7 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow
 use sqlx::query::Query;
 use sqlx::{Connection as _, PgConnection, Postgres};
 
-use self::ask::{Frame, rows};
+use self::ask::staged;
 use self::open::{MIGRATIONS, attempt, check_server, connect, migrate, read_url};
 use super::Result;
 use crate::clock::Timestamp;
@@ -281,8 +281,9 @@ impl PostgresStore {
         sqlx::query(sql).persistent(self.route == Route::Direct)
     }
 
-    /// The rows of a statement of the journal, over its own connection: a batch is of many orgs.
-    async fn rows_for_journal(&self, frame: Frame, asked: Asked<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
+    /// The rows of a statement of the journal, over its own connection: a batch is of many orgs. `then`: the statement that works with what `asked`
+    /// only lays down, see [`staged`].
+    async fn rows_for_journal(&self, asked: Asked<'_>, then: Option<&'static str>) -> Result<Vec<PgRow>, sqlx::Error> {
         let mut kept = self.journal.lock().await;
         if self.pool.is_closed() {
             return Err(sqlx::Error::PoolClosed);
@@ -299,7 +300,13 @@ impl PostgresStore {
             },
             None => self.reconnect().await?,
         };
-        let answered = tokio::time::timeout(ANSWER_TIMEOUT, rows(frame, &mut connection, asked)).await;
+        let answered = async {
+            match then {
+                None => asked.fetch_all(&mut connection).await,
+                Some(then) => staged(&mut connection, asked, then).await,
+            }
+        };
+        let answered = tokio::time::timeout(ANSWER_TIMEOUT, answered).await;
         let rows = answered.unwrap_or_else(|_| Err(silent()));
         match rows.as_ref().err().filter(|error| !leaves_the_session(error)) {
             None => *kept = Some((connection, Instant::now())),

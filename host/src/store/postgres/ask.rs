@@ -110,9 +110,6 @@ pub(super) enum Frame {
     Bare,
     /// One that says what it runs under in the message that begins it.
     Begun { begin: SqlStr, commits: bool },
-    /// The same for what takes locks that other hosts wait for: what is asked only lays its values down in the transaction (`set_config`), and `then`
-    /// works with them and commits, in one message. No lock is held while the network is waited for, however slow or silent it is.
-    Staged { begin: &'static str, then: &'static str },
 }
 
 impl Frame {
@@ -130,33 +127,34 @@ pub(super) async fn rows(
     connection: &mut PgConnection,
     asked: Asked<'_>,
 ) -> Result<Vec<PgRow>, sqlx::Error> {
-    match frame {
-        Frame::Bare => asked.fetch_all(connection).await,
-        Frame::Begun { begin, commits } => {
-            let mut tx = connection.begin_with(begin).await?;
-            let rows = asked.fetch_all(&mut *tx).await?;
-            if commits {
-                tx.commit().await?;
-            }
-            // Or else it ends as the connection goes back to the pool, and nobody waits for that.
-            Ok(rows)
-        }
-        Frame::Staged { begin, then } => {
-            let done = async {
-                sqlx::raw_sql(begin).execute(&mut *connection).await?;
-                asked.execute(&mut *connection).await?;
-                sqlx::raw_sql(then).fetch_all(&mut *connection).await
-            };
-            match done.await {
-                Err(error) => {
-                    // Not sqlx's transaction, which would end it by itself. Where the session is over, so is this.
-                    let _ = sqlx::raw_sql("ROLLBACK").execute(connection).await;
-                    Err(error)
-                }
-                done => done,
-            }
-        }
+    let Frame::Begun { begin, commits } = frame else { return asked.fetch_all(connection).await };
+    let mut tx = connection.begin_with(begin).await?;
+    let rows = asked.fetch_all(&mut *tx).await?;
+    if commits {
+        tx.commit().await?;
     }
+    // Or else it ends as the connection goes back to the pool, and nobody waits for that.
+    Ok(rows)
+}
+
+/// A transaction through a pooler for what takes locks that other hosts wait for: `lays_down` only keeps its values in the transaction (`set_config`), and
+/// `then` works with them and commits, in one message. No lock is held while the network is waited for, however slow or silent it is.
+pub(super) async fn staged(
+    connection: &mut PgConnection,
+    lays_down: Asked<'_>,
+    then: &'static str,
+) -> Result<Vec<PgRow>, sqlx::Error> {
+    let done = async {
+        sqlx::raw_sql(BEGIN).execute(&mut *connection).await?;
+        lays_down.execute(&mut *connection).await?;
+        sqlx::raw_sql(then).fetch_all(&mut *connection).await
+    };
+    let done = done.await;
+    if done.is_err() {
+        // Not sqlx's transaction, which would end it by itself. Where the session is over, so is this.
+        let _ = sqlx::raw_sql("ROLLBACK").execute(connection).await;
+    }
+    done
 }
 
 async fn change(frame: Frame, connection: &mut PgConnection, asked: Asked<'_>) -> Result<u64, sqlx::Error> {

@@ -9,13 +9,14 @@ use uuid::Uuid;
 use super::PostgresStore;
 use super::audit::said;
 use super::reads::{id, one_more, page};
-use super::writer::{bigint, exceeded};
+use super::writer::{bigint, refusal};
+use crate::admission::Refusal;
 use crate::audit::{Act, Actor, Verb};
 use crate::caller::Owned;
 use crate::clock::Timestamp;
 use crate::ids::{AgentId, ConversationId, OrgId, RunId, TurnId, UserId};
 use crate::notes::NotesChange;
-use crate::quota::{Exceeded, LimitName};
+use crate::quota::Exceeded;
 use crate::store::{ConversationRecord, Ended, Page, Result, StoreError};
 use crate::turn::{CancelledBy, Outcome};
 
@@ -96,7 +97,6 @@ impl PostgresStore {
         page(&self.rows_of(org, asked).await?, limit, record)
     }
 
-    /// `true`: it did not exist.
     /// Whether it is new, or the limit that keeps it from being made.
     pub(super) async fn write_conversation(
         &self,
@@ -118,12 +118,13 @@ impl PostgresStore {
             .bind(i32::try_from(self.quota.submit_burst).unwrap_or(i32::MAX))
             .bind(bigint(self.quota.storage_bytes_max));
         let row = self.call_one_of(org, asked).await?;
-        let Some(refusal) = row.try_get::<Option<&str>, _>("refusal")? else {
+        if row.try_get::<Option<&str>, _>("refusal")?.is_none() {
             return Ok(Ok(row.try_get("made")?));
-        };
-        let limit = LimitName::ALL.iter().copied().find(|limit| limit.as_str() == refusal);
-        let limit = limit.ok_or_else(|| StoreError::Corrupt(format!("{refusal:?} is no limit")))?;
-        Ok(Err(exceeded(limit, &row)?))
+        }
+        match refusal(&row)? {
+            Refusal::Exceeded(exceeded) => Ok(Err(exceeded)),
+            other => Err(StoreError::Corrupt(format!("{other} keeps no conversation from being made"))),
+        }
     }
 
     pub(super) async fn write_deletion(

@@ -8,11 +8,10 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 
-pub(super) use self::answers::exceeded;
+pub(super) use self::answers::refusal;
 use self::answers::{answer, odd};
 use self::items::{Bodies, describe};
-use super::ask::Frame;
-use super::{BEGIN, PostgresStore, Route};
+use super::{PostgresStore, Route};
 use crate::clock::Timestamp;
 use crate::store::{AcceptResult, CommitResult, Result, Write, Written};
 
@@ -121,9 +120,9 @@ impl PostgresStore {
             let hot = self.hot.lock();
             (hot.cursor.clone(), hot.live)
         };
-        let (statement, frame) = match self.route {
-            Route::Direct => (WRITE_BATCH, Frame::Bare),
-            Route::Pooled => (STAGE_BATCH, Frame::Staged { begin: BEGIN, then: WRITE_STAGED }),
+        let (statement, then) = match self.route {
+            Route::Direct => (WRITE_BATCH, None),
+            Route::Pooled => (STAGE_BATCH, Some(WRITE_STAGED)),
         };
         let asked = self
             .query(statement)
@@ -141,7 +140,7 @@ impl PostgresStore {
         // Those of a run come as they were decided; those of one item in order.
         let mut rows: Vec<Vec<PgRow>> = batch.iter().map(|_| Vec::new()).collect();
         let mut waited = Duration::ZERO;
-        for row in self.rows_for_journal(frame, asked).await? {
+        for row in self.rows_for_journal(asked, then).await? {
             if row.try_get::<&str, _>("kind")? == "waited" {
                 waited = Duration::from_micros(u64::try_from(row.try_get::<i64, _>("at")?).unwrap_or(0));
                 metrics::histogram!("turnhouse_store_lock_wait_seconds").record(waited);

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::either::Either;
 
-use super::ask::Frame;
 use super::*;
 
 #[tokio::test]
@@ -235,7 +234,7 @@ async fn r4_the_journal_waits_for_a_server_that_comes_back() {
     let open = passage().await;
     let url = url_through(free, &database);
     let store = PostgresStore::open(PostgresOptions { url, ..database.options() }).await.unwrap();
-    let asked = || store.rows_for_journal(Frame::Bare, store.query("SELECT 1"));
+    let asked = || store.rows_for_journal(store.query("SELECT 1"), None);
     asked().await.unwrap();
     open.abort();
     assert!(open.await.is_err_and(|ended| ended.is_cancelled()));

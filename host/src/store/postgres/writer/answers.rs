@@ -81,7 +81,8 @@ fn accepted(accept: &Accept, kind: &str, row: &PgRow, before: &[PgRow]) -> Resul
     Ok(AcceptResult::Accepted { interrupted, claimed })
 }
 
-fn refusal(row: &PgRow) -> Result<Refusal, sqlx::Error> {
+/// Why a message, or a conversation that was to be made, was refused, as a row says it.
+pub(in crate::store::postgres) fn refusal(row: &PgRow) -> Result<Refusal, sqlx::Error> {
     Ok(match row.try_get("refusal")? {
         "not_found" => Refusal::NotFound,
         "idempotency_mismatch" => Refusal::IdempotencyMismatch,
@@ -101,8 +102,7 @@ fn refusal(row: &PgRow) -> Result<Refusal, sqlx::Error> {
     })
 }
 
-/// A limit of an org, as a row says that it is reached.
-pub(in crate::store::postgres) fn exceeded(limit: LimitName, row: &PgRow) -> Result<Exceeded, sqlx::Error> {
+fn exceeded(limit: LimitName, row: &PgRow) -> Result<Exceeded, sqlx::Error> {
     let wait_ms: Option<i64> = row.try_get("wait_ms")?;
     Ok(Exceeded { of: LimitOf::Org, limit, max: row.try_get("limit_max")?, wait_ms: wait_ms.map(i64::unsigned_abs) })
 }
